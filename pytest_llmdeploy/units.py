@@ -1,0 +1,205 @@
+"""Bytes, durations, rates and fractions: parsing what people write, printing what they read.
+
+Inside the package, times are milliseconds, sizes bytes, rates per second, ratios fractions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+
+_NUMBER = re.compile(r"([+-]?\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([a-zA-Zµ/%]*)", re.ASCII)
+
+
+def _exact(number: str, scale: float) -> float:
+    """`number` × `scale`, exact where the text is a whole number."""
+    digits = number.replace("_", "")
+    try:
+        return int(digits) * scale
+    except ValueError:
+        return float(digits) * scale
+
+
+class _Quantity:
+    """What `Bytes`, `Duration`, `Rate` and `Fraction` share: one parser, one printer."""
+
+    unit: ClassVar[str]
+    scales: ClassVar[Mapping[str, float]]
+    example: ClassVar[str]
+    bare_numbers: ClassVar[bool] = True
+    highest: ClassVar[float] = math.inf
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        """The quantity that `raw` (a number or a text such as "500ms") says.
+
+        Raises:
+            ValueError: with what is allowed, when `raw` is not such a quantity.
+        """
+        if isinstance(raw, cls):
+            return raw
+        value = cls._value(raw)
+        if not math.isfinite(value) or value < 0 or value > cls.highest:
+            bounds = "0 or more" if cls.highest == math.inf else f"from 0 to {cls.highest:g}"
+            msg = f"{raw!r} is out of range: write a {cls.__name__.lower()} {bounds}"
+            raise ValueError(msg)
+        return cls(value)  # type: ignore[call-arg]
+
+    @classmethod
+    def _value(cls, raw: object) -> float:
+        if cls.bare_numbers and isinstance(raw, int | float) and not isinstance(raw, bool):
+            return raw
+        match = _NUMBER.fullmatch(raw.strip()) if isinstance(raw, str) else None
+        scale = cls.scales.get(match[2]) if match else None
+        if match and scale is not None:
+            return _exact(match[1], scale)
+        if match and not match[2] and cls.bare_numbers:
+            return _exact(match[1], 1)
+        units = ", ".join(cls.scales)
+        msg = f"{raw!r} is not a {cls.__name__.lower()}: write for instance {cls.example}"
+        raise ValueError(f"{msg} (units: {units})")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - importing the package is free
+
+        return core_schema.no_info_plain_validator_function(cls.parse)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: Any, _handler: GetJsonSchemaHandler) -> Any:
+        kinds = ["string", "number"] if cls.bare_numbers else ["string"]
+        return {"type": kinds, "examples": [cls.example], "title": cls.__name__}
+
+    def __str__(self) -> str:
+        return show(float(self), self.unit)  # type: ignore[arg-type]
+
+
+class Bytes(_Quantity, int):
+    """A size in bytes: "8GiB", "8Gi", "500MB" or a number of bytes."""
+
+    unit = "B"
+    example = '"8GiB"'
+    scales: ClassVar = {"B": 1} | {
+        f"{prefix}{suffix}": base**power
+        for power, prefix in enumerate("KMGTP", start=1)
+        for suffix, base in (("iB", 1024), ("i", 1024), ("B", 1000))
+    }
+
+    __str__ = _Quantity.__str__
+
+
+class Duration(_Quantity, float):
+    """A time in milliseconds: "500ms", "1.5s", "10min"; a bare number has no unit."""
+
+    unit = "ms"
+    example = '"500ms"'
+    bare_numbers = False
+    scales: ClassVar = {"us": 1e-3, "µs": 1e-3, "ms": 1, "s": 1e3, "min": 6e4, "m": 6e4, "h": 3.6e6}
+
+    @property
+    def seconds(self) -> float:
+        return self / 1000
+
+    __str__ = _Quantity.__str__
+
+
+class Rate(_Quantity, float):
+    """Events per second: "8/s", "480/min" or a number per second."""
+
+    unit = "1/s"
+    example = '"8/s"'
+    scales: ClassVar = {"/s": 1, "/min": 1 / 60, "/m": 1 / 60, "/h": 1 / 3600}
+
+    __str__ = _Quantity.__str__
+
+
+class Fraction(_Quantity, float):
+    """A share from 0 to 1: "85%" or 0.85."""
+
+    unit = "fraction"
+    example = '"85%"'
+    scales: ClassVar = {"%": 0.01}
+    highest = 1.0
+
+    @classmethod
+    def _value(cls, raw: object) -> float:
+        value = super()._value(raw)
+        percent = isinstance(raw, str) and raw.strip().endswith("%")
+        # 7 * 0.01 is not 0.07: dividing is what rounds as the reader expects.
+        return float(raw.strip()[:-1]) / 100 if percent and isinstance(raw, str) else value
+
+    __str__ = _Quantity.__str__
+
+
+def show(value: float, unit: str) -> str:
+    """`value` (in the report's unit: B, ms, 1/s, fraction or a word) as a person reads it."""
+    if not math.isfinite(value):
+        return "unbounded"
+    match unit:
+        case "B":
+            return _bytes(value)
+        case "ms":
+            return _duration(value)
+        case "1/s":
+            return f"{_digits(value)}/s"
+        case "fraction":
+            return f"{_digits(value * 100)} %"
+        case "":
+            return _digits(value)
+    return f"{_digits(value)} {unit}"
+
+
+def _digits(value: float) -> str:
+    """Four significant digits, thousands separated, no trailing zeros."""
+    if value == int(value) or abs(value) >= 1000:  # noqa: PLR2004 - four digits
+        return f"{value:,.0f}"
+    text = f"{value:.4g}"
+    return text if "e" not in text else f"{value:.2g}"
+
+
+def _bytes(value: float) -> str:
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if abs(value) >= 1024**power:
+            return f"{_digits(value / 1024**power)} {unit}"
+    return f"{_digits(value)} B"
+
+
+def _duration(value: float) -> str:
+    seconds = 1000.0
+    if abs(value) >= 10 * seconds:
+        return f"{_digits(value / seconds)} s"
+    return f"{_digits(value)} ms"
+
+
+class Percentile(str):
+    """A percentile by its usual name: "p50", "p99", "p99.9"."""
+
+    __slots__ = ()
+    _NAME = re.compile(r"p(\d{1,2}(?:\.\d{1,3})?)", re.ASCII)
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        match = cls._NAME.fullmatch(raw) if isinstance(raw, str) else None
+        if match and float(match[1]) > 0:
+            return cls(raw)
+        msg = f"{raw!r} is not a percentile: write for instance p50, p99 or p99.9"
+        raise ValueError(msg)
+
+    @property
+    def fraction(self) -> float:
+        return round(float(self[1:]) / 100, 9)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - importing the package is free
+
+        return core_schema.no_info_plain_validator_function(cls.parse)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: Any, _handler: GetJsonSchemaHandler) -> Any:
+        return {"type": "string", "pattern": f"^{cls._NAME.pattern}$", "examples": ["p99"]}
