@@ -1,0 +1,161 @@
+"""Comparisons of what was read or calculated exactly: one value, or one per device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+from pytest_llmdeploy.evidence import Evidence, Judgement, Status, judged
+from pytest_llmdeploy.units import show
+
+_WHOLE = "value"
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Evidence by name (one entry per device, rank or engine); judged by its worst entry.
+
+    Nothing read, or an entry that could not be read, is an ERROR: never a pass.
+    """
+
+    entries: Mapping[str, Evidence]
+
+    @classmethod
+    def of(cls, value: float | Evidence | Mapping[str, float | Evidence] | Readings) -> Self:
+        """Readings from a number, a piece of evidence, or a mapping of either."""
+        if isinstance(value, Readings):
+            return cls(value.entries)
+        entries = value if isinstance(value, Mapping) else {_WHOLE: value}
+        return cls({str(name): _evidence(item) for name, item in entries.items()})
+
+    def at_most(self, limit: float, about: str = "") -> Judgement:
+        return self._compare(limit, f"≤ {show(limit, self.unit)}", about, max, _below)
+
+    def at_least(self, limit: float, about: str = "") -> Judgement:
+        return self._compare(limit, f"≥ {show(limit, self.unit)}", about, min, _above)
+
+    def equals(self, expected: float, about: str = "") -> Judgement:
+        """Every entry is exactly `expected`; the one furthest from it is named."""
+
+        def furthest(names: Iterable[str], key: Callable[[str], float]) -> str:
+            return max(names, key=lambda name: abs(key(name) - expected))
+
+        def same(value: float, limit: float) -> tuple[bool, float | None]:
+            return value == limit, None
+
+        return self._compare(expected, show(expected, self.unit), about, furthest, same)
+
+    def within(self, tolerance: float, about: str = "") -> Judgement:
+        """Every entry is within the fraction `tolerance` of the mean, both ways.
+
+        The measure is D = max |x − mean| / mean: an idle device shows in it as much as a busy one.
+        """
+        requirement = _join(f"within {show(tolerance, 'fraction')}", about)
+        if unread := self._unread(requirement, tolerance):
+            return unread
+        mean = math.fsum(self._values.values()) / len(self._values)
+        spread = {
+            name: Evidence(abs(value - mean) / mean if mean else 0.0, "fraction", "calculated")
+            for name, value in self._values.items()
+        }
+        judgement = Readings(spread).at_most(tolerance)
+        evidence = {**self.as_evidence(), "worst": judgement.evidence["worst"], "mean": mean}
+        return replace(judgement, requirement=requirement, evidence=evidence)
+
+    def hold(self, about: str = "") -> Judgement:
+        """Every entry is 1; `about` is what they are ("pairs")."""
+        requirement = _join(f"all {len(self.entries)}", about)
+        if unread := self._unread(requirement, len(self.entries)):
+            return unread
+        missing = [name for name, value in self._values.items() if value != 1]
+        held = len(self._values) - len(missing)
+        return judged(
+            not missing,
+            requirement,
+            f"{held} of {len(self._values)}" + (f", not {missing[0]}" if missing else ""),
+            measured=held,
+            bound=held,
+            limit=len(self._values),
+            evidence={**self.as_evidence(), "missing": missing},
+        )
+
+    @property
+    def unit(self) -> str:
+        return next((entry.unit for entry in self.entries.values()), "")
+
+    def as_evidence(self) -> dict[str, Any]:
+        """The entries as they go into the report."""
+        sources = sorted({entry.source for entry in self.entries.values()})
+        return {
+            "source": "; ".join(sources),
+            "readings": {name: asdict(entry) for name, entry in self.entries.items()},
+        }
+
+    @cached_property
+    def _values(self) -> dict[str, float]:
+        return {n: float(e.value) for n, e in self.entries.items() if e.value is not None}
+
+    def _compare(
+        self,
+        limit: float,
+        requirement: str,
+        about: str,
+        worst_of: Callable[..., str],
+        judge: Callable[[float, float], tuple[bool, float | None]],
+    ) -> Judgement:
+        requirement = _join(requirement, about)
+        if unread := self._unread(requirement, limit):
+            return unread
+        values = self._values
+        worst = worst_of(values, key=values.__getitem__)
+        good, margin = judge(values[worst], limit)
+        return judged(
+            good,
+            requirement,
+            _join(show(values[worst], self.unit), _named(worst)),
+            measured=values[worst],
+            limit=limit,
+            unit=self.unit,
+            margin=margin,
+            evidence={**self.as_evidence(), "worst": worst},
+        )
+
+    def _unread(self, requirement: str, limit: float) -> Judgement | None:
+        missing = {name: e.problem for name, e in self.entries.items() if e.value is None}
+        if self.entries and not missing:
+            return None
+        texts = [_join(text, _named(name)) for name, text in missing.items()]
+        return Judgement(
+            status=Status.ERROR,
+            requirement=requirement,
+            result="; ".join(texts) or "nothing could be read",
+            limit=limit,
+            unit=self.unit,
+            evidence=self.as_evidence(),
+        )
+
+
+def _named(name: str) -> str:
+    return f"({name})" if name != _WHOLE else ""
+
+
+def _evidence(item: float | Evidence) -> Evidence:
+    if isinstance(item, Evidence):
+        return item
+    unit = getattr(item, "unit", "")
+    return Evidence(float(item), unit, "given by the check")
+
+
+def _below(value: float, limit: float) -> tuple[bool, float | None]:
+    return value <= limit, (limit - value) / limit if limit else None
+
+
+def _above(value: float, limit: float) -> tuple[bool, float | None]:
+    return value >= limit, (value - limit) / limit if limit else None
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
