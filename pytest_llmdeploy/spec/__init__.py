@@ -1,0 +1,20 @@
+"""The spec: YAML in, frozen typed records out, errors with file, line and key."""
+
+from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted, nearest
+from pytest_llmdeploy.spec.load import load_spec, looks_like_spec
+from pytest_llmdeploy.spec.model import Source, Spec, Workload
+from pytest_llmdeploy.spec.schema import spec_schema
+
+__all__ = [
+    "KeyPath",
+    "Problem",
+    "Source",
+    "Spec",
+    "SpecError",
+    "Workload",
+    "dotted",
+    "load_spec",
+    "looks_like_spec",
+    "nearest",
+    "spec_schema",
+]

@@ -1,0 +1,149 @@
+"""YAML to plain data that remembers its lines.
+
+A spec is small and is reviewed by people: duplicate keys, aliases and depth are refused, and
+scalars mean what they say (YAML 1.1's `on`, `012` and `1:30` are texts here).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 24
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_INT = re.compile(r"[+-]?(?:0|[1-9][\d_]*)", re.ASCII)
+_FLOAT = re.compile(r"[+-]?(?:\d[\d_]*)?\.?\d+(?:[eE][+-]?\d+)?", re.ASCII)
+_CONSTANTS = {"": None, "~": None, "null": None, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Document:
+    """The data of a YAML file, and the line (from 1) of every key path in it."""
+
+    path: Path
+    data: Any
+    lines: Mapping[KeyPath, int]
+
+    def line(self, key: KeyPath) -> int:
+        """The line of `key`, or of the closest parent that is in the file."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 1)
+
+    def problem(self, key: KeyPath, message: str) -> Problem:
+        return Problem(self.path, self.line(key), dotted(key), message)
+
+
+class _Reader:
+    """Builds the data from YAML's events, so that nothing is built before it is checked."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.lines: dict[KeyPath, int] = {}
+        self.events: Iterator[Any] = iter(yaml.parse(text, Loader=_Loader))
+
+    def document(self) -> Any:
+        """The one document of the text; an empty text is an empty mapping."""
+        data: Any = {}
+        for event in self.events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if self.lines:
+                    raise self.error(event, (), "one file holds one document")
+                data = self.value(next(self.events), ())
+        return data
+
+    def value(self, event: Any, key: KeyPath, depth: int = 0) -> Any:
+        self.lines.setdefault(key, _line(event))
+        if depth > MAX_DEPTH:
+            raise self.error(event, key, f"nested deeper than {MAX_DEPTH} levels")
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise self.error(event, key, "YAML aliases are not allowed: write the value out")
+        if event.tag is not None:
+            raise self.error(event, key, f"the YAML tag {event.tag} is not allowed")
+        match event:
+            case yaml.MappingStartEvent():
+                return self.mapping(key, depth)
+            case yaml.SequenceStartEvent():
+                return self.sequence(key, depth)
+        return _scalar(event)
+
+    def sequence(self, key: KeyPath, depth: int) -> list[Any]:
+        result: list[Any] = []
+        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+            result.append(self.value(event, (*key, len(result)), depth + 1))
+        return result
+
+    def mapping(self, key: KeyPath, depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self.error(event, key, "a key must be a word")
+            path = (*key, event.value)
+            if event.value in result:
+                first = self.lines[path]
+                raise self.error(event, path, f"this key is given twice, first in line {first}")
+            self.lines[path] = _line(event)
+            result[event.value] = self.value(next(self.events), path, depth + 1)
+        return result
+
+    def error(self, event: Any, key: KeyPath, message: str) -> SpecError:
+        return SpecError([Problem(self.path, _line(event), dotted(key), message)])
+
+
+def _line(event: Any) -> int:
+    line: int = event.start_mark.line
+    return line + 1
+
+
+def _scalar(event: Any) -> Any:
+    text = event.value
+    # Only plain scalars are resolved; quoted and block ones are texts.
+    if not event.implicit[0]:
+        return text
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INT.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def read_document(path: Path) -> Document:
+    """The document in `path`.
+
+    Raises:
+        SpecError: when the file can't be read, is not YAML, or uses what specs may not.
+    """
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise SpecError([Problem(path, 1, "", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise SpecError([Problem(path, line, "", "is not UTF-8 text")]) from None
+    if len(raw) > MAX_BYTES:
+        raise SpecError([Problem(path, 1, "", f"is larger than {MAX_BYTES:,} bytes")])
+    return _parse(path, text)
+
+
+def _parse(path: Path, text: str) -> Document:
+    reader = _Reader(path, text)
+    try:
+        data = reader.document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise SpecError([Problem(path, line, "", f"is not YAML: {error.problem}")]) from None
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError([Problem(path, 1, "", f"is not YAML: {reason}")]) from None
+    return Document(path, data, reader.lines)

@@ -1,0 +1,59 @@
+"""What is wrong with a spec, said so that it can be mended: where, what was found, what may be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of a spec file; `line` counts from 1."""
+
+    path: Path
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}"
+        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+class FaultError(ValueError):
+    """A fault that a record finds in itself; `key` is where, seen from the record."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key: KeyPath = tuple(key.split(".")) if key else ()
+
+
+class SpecError(Exception):
+    """A file that is not a valid spec, with every problem found in it."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+def dotted(key: KeyPath) -> str:
+    """The key path as people write it: `workloads[0].require.tpot`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
+    """The tail of an error about an unknown word: the closest known one, or those that exist."""
+    words = sorted(known)
+    by_fold = {candidate.casefold(): candidate for candidate in words}
+    close = difflib.get_close_matches(word.casefold(), by_fold, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {by_fold[close[0]]!r}?"
+    listed = ", ".join(words[:shown])
+    return f"known are: {listed}" + (", …" if len(words) > shown else "")

@@ -1,0 +1,95 @@
+"""From a YAML file to a `Spec`, or to errors that a person can act on."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pytest_llmdeploy.spec.document import Document, read_document
+from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, SpecError, nearest
+from pytest_llmdeploy.spec.model import Source, Spec
+
+_WHAT_IS_ALLOWED = {
+    "missing": "is required",
+    "string_type": "write a text",
+    "int_type": "write a whole number",
+    "bool_type": "write true or false",
+    "model_type": "write a mapping of keys",
+    "model_attributes_type": "write a mapping of keys",
+    "mapping_type": "write a mapping of keys",
+    "tuple_type": "write a list",
+}
+
+
+def load_spec(path: Path) -> Spec:
+    """The spec in the file `path`.
+
+    Raises:
+        SpecError: with file, line, key, what was found and what is allowed, for every fault.
+    """
+    document = read_document(path)
+    if not isinstance(document.data, dict):
+        raise SpecError([document.problem((), "a spec is a mapping that begins with `version: 1`")])
+    try:
+        spec = Spec.model_validate({"name": path.stem, **document.data})
+    except ValidationError as error:
+        raise SpecError(list(_problems(document, error))) from None
+    spec._source = Source(path, document.lines)  # noqa: SLF001 - the loader completes the record
+    return spec
+
+
+def looks_like_spec(path: Path) -> bool:
+    """Whether the YAML file `path` has the top-level keys of a spec."""
+    try:
+        data = read_document(path).data
+    except SpecError:
+        return False
+    return isinstance(data, dict) and {"version", "model"} <= set(data)
+
+
+def _problems(document: Document, error: ValidationError) -> Iterator[Problem]:
+    for fault in error.errors(include_url=False):
+        key = tuple(part for part in fault["loc"] if part != "[key]")
+        found = fault.get("ctx", {}).get("error")
+        within = found.key if isinstance(found, FaultError) else ()
+        yield document.problem((*key, *within), _message(key, fault))
+
+
+def _message(key: KeyPath, fault: Mapping[str, Any]) -> str:
+    kind, found = fault["type"], fault["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key: {nearest(str(key[-1]), _known_keys(key[:-1]))}"
+    if kind == "missing":
+        return _WHAT_IS_ALLOWED[kind]
+    if kind == "value_error":
+        return str(fault["ctx"]["error"])
+    if kind == "literal_error":
+        expected = fault["ctx"]["expected"]
+        return f"found {found!r}: write {'true' if expected == 'True' else expected}"
+    return f"found {found!r}: {_WHAT_IS_ALLOWED.get(kind, fault['msg'])}"
+
+
+def _known_keys(key: KeyPath) -> list[str]:
+    """The keys that the mapping at `key` may have."""
+    model: Any = Spec
+    for part in key:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        model = _record_in(field.annotation) if field else None
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _record_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in typing.get_args(annotation):
+        if found := _record_in(part):
+            return found
+    return None

@@ -1,0 +1,467 @@
+"""The spec, version 1, as frozen typed records. The keys are documented in docs/spec.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from pytest_llmdeploy.facts import Gpu, gpus, vllm_flags
+from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, dotted, nearest
+from pytest_llmdeploy.units import Bytes, Duration, Fraction, Percentile, Rate
+
+Name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+EnvironmentName = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+class Record(BaseModel):
+    """A mapping of the spec: unknown keys are errors, and nothing changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class Model(Record):
+    """Which model: `id` is a Hugging Face id, or a folder relative to the spec file."""
+
+    id: str = Field(min_length=1)
+    config: str | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    quantization: str | None = None
+
+
+class Engine(Record):
+    """What the serving engine must be."""
+
+    version: str
+
+    @model_validator(mode="after")
+    def _is_a_version_range(self) -> Self:
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415
+
+        try:
+            SpecifierSet(self.version)
+        except InvalidSpecifier:
+            msg = f'found {self.version!r}: write a version range, for instance ">=0.30"'
+            raise FaultError("version", msg) from None
+        return self
+
+
+class Device(Record):
+    """A GPU of the catalogue, `cpu`, or a device described inline by its memory."""
+
+    name: str = Field(min_length=1)
+    memory: Bytes | None = None
+    link: Literal["nvlink", "pcie"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if self.name != "cpu" and self.memory is None and self.name not in gpus():
+            hint = nearest(self.name, [*gpus(), "cpu"])
+            msg = f"the device {self.name!r} is not in the catalogue: {hint} (or describe it: "
+            raise ValueError(msg + "{name: …, memory: 80GiB})")
+        return self
+
+    @property
+    def platform(self) -> Literal["cpu", "cuda"]:
+        return "cpu" if self.name == "cpu" else "cuda"
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The catalogue's entry, where there is one."""
+        return gpus().get(self.name)
+
+    @property
+    def total_bytes(self) -> int | None:
+        """All memory of one device, as NVML counts it; None where nobody declared it."""
+        if self.memory is not None:
+            return self.memory
+        return self.gpu.memory_bytes if self.gpu else None
+
+    @property
+    def visible_bytes(self) -> int | None:
+        """The memory that CUDA shows to vLLM; None where nobody declared it."""
+        if self.memory is None and self.gpu:
+            return self.gpu.visible_bytes
+        return self.memory
+
+
+class Hardware(Record):
+    """What the deployment runs on. On `cpu`, a device is a worker process."""
+
+    device: Device
+    devices_per_node: int = Field(default=1, ge=1, le=1024)
+    nodes: int = Field(default=1, ge=1, le=4096)
+
+    @property
+    def devices(self) -> int:
+        return self.devices_per_node * self.nodes
+
+
+class Parallel(Record):
+    """The parallel strategy; `layers` are the layers per pipeline stage."""
+
+    tensor: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
+    data: int = Field(default=1, ge=1)
+    expert: bool = False
+    prefill_context: int = Field(default=1, ge=1)
+    decode_context: int = Field(default=1, ge=1)
+    layers: tuple[int, ...] | None = Field(default=None, strict=False)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of one data-parallel copy."""
+        return self.tensor * self.pipeline * self.prefill_context
+
+    @property
+    def devices(self) -> int:
+        return self.world_size * self.data
+
+    def __str__(self) -> str:
+        parts = [f"TP {self.tensor}", f"PP {self.pipeline}", f"DP {self.data}"]
+        if self.prefill_context > 1:
+            parts.append(f"PCP {self.prefill_context}")
+        return " × ".join(parts)
+
+
+class EnvironmentValue(Record):
+    """A value for the server's environment: a text, or the name of a variable to take it from."""
+
+    text: str | None = None
+    from_env: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, raw: Any) -> Any:
+        if isinstance(raw, str | int | float) and not isinstance(raw, bool):
+            return {"text": str(raw)}
+        if isinstance(raw, Mapping):
+            return raw
+        msg = f"{raw!r} is not a text: put it in quotes, or write {{from_env: NAME}}"
+        raise ValueError(msg)
+
+
+# Keys that have a better place in the spec, or that the gate sets itself.
+_ELSEWHERE = {
+    "model": "say it as model.id",
+    "dtype": "say it as model.dtype",
+    "quantization": "say it as model.quantization",
+    "revision": "say it as model.revision",
+    "tensor_parallel_size": "say it as parallel.tensor",
+    "pipeline_parallel_size": "say it as parallel.pipeline",
+    "data_parallel_size": "say it as parallel.data",
+    "enable_expert_parallel": "say it as parallel.expert",
+    "prefill_context_parallel_size": "say it as parallel.prefill_context",
+    "decode_context_parallel_size": "say it as parallel.decode_context",
+    "host": "the gate binds to 127.0.0.1",
+    "port": "the gate chooses a free port",
+    "api_key": "secrets come from the environment: serve.env: {VLLM_API_KEY: {from_env: …}}",
+    "hf_token": "secrets come from the environment: serve.env: {HF_TOKEN: {from_env: …}}",
+}
+
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
+
+
+class Serve(Record):
+    """vLLM's flags by their own names, and how to start it.
+
+    The flags that the plan reads are typed; every other one passes through as it is given.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    max_model_len: int | None = Field(default=None, ge=1)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    gpu_memory_utilization: Fraction = Fraction(0.92)
+    kv_cache_memory_bytes: Bytes | None = None
+    kv_cache_dtype: str = "auto"
+    block_size: int | None = Field(default=None, ge=1)
+    enable_chunked_prefill: bool | None = None
+    served_model_name: str | None = None
+    extra_args: tuple[str, ...] = Field(default=(), strict=False)
+    env: Mapping[str, EnvironmentValue] = Field(default_factory=dict)
+    startup_timeout: Duration = Duration(30 * 60_000)
+
+    @model_validator(mode="after")
+    def _knows_every_flag(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name in _ELSEWHERE:
+                raise FaultError(name, _ELSEWHERE[name])
+            if name not in vllm_flags():
+                raise FaultError(name, f"vLLM has no such flag: {nearest(name, vllm_flags())}")
+            if vllm_flags()[name].kind in {"boolean", "switch"} and not isinstance(value, bool):
+                raise FaultError(name, f"found {value!r}: this flag takes true or false")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_secrets_out(self) -> Self:
+        for name, value in self.env.items():
+            if not EnvironmentName.fullmatch(name):
+                raise FaultError(f"env.{name}", "not a name for an environment variable")
+            if value.text is not None and _SECRET.search(name.upper()):
+                msg = f"a secret is not written into a spec: write {{from_env: {name}}}"
+                raise FaultError(f"env.{name}", msg)
+        return self
+
+    @model_validator(mode="after")
+    def _says_each_flag_once(self) -> Self:
+        given = self.model_fields_set | set(self.model_extra or {})
+        aliases = {a: name for name, flag in vllm_flags().items() for a in flag.aliases}
+        for argument in self.extra_args:
+            option = argument.partition("=")[0]
+            name = aliases.get(option, option.removeprefix("--").replace("-", "_"))
+            if option.startswith("-") and name in _ELSEWHERE:
+                raise FaultError(
+                    "extra_args", f"{argument!r} has its own place: {_ELSEWHERE[name]}"
+                )
+            if option.startswith("-") and name in given:
+                raise FaultError(
+                    "extra_args", f"{argument!r} is given twice: it is also serve.{name}"
+                )
+        return self
+
+
+class LogNormal(Record):
+    """Token counts whose logarithm is normal: `mean` and `sigma` are those of the logarithm."""
+
+    mean: float = Field(strict=False)
+    sigma: float = Field(gt=0, strict=False)
+    min: int = Field(default=1, ge=1)
+    max: int = Field(ge=1)
+
+
+class Tokens(Record):
+    """How many tokens a request has: a number, `uniform: [low, high]` or `lognormal: {…}`."""
+
+    fixed: int | None = Field(default=None, ge=1)
+    uniform: tuple[int, int] | None = Field(default=None, strict=False)
+    lognormal: LogNormal | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, raw: Any) -> Any:
+        if isinstance(raw, int) and not isinstance(raw, bool):
+            return {"fixed": raw}
+        if isinstance(raw, Mapping) and len(raw) == 1:
+            return raw
+        msg = f"found {raw!r}: write a number, {{uniform: [low, high]}} or {{lognormal: {{…}}}}"
+        raise ValueError(msg)
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if not 1 <= self.least <= self.most:
+            msg = f"the range {self.least} to {self.most} is empty"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def least(self) -> int:
+        if self.uniform:
+            return self.uniform[0]
+        return self.lognormal.min if self.lognormal else self.fixed or 0
+
+    @property
+    def most(self) -> int:
+        if self.uniform:
+            return self.uniform[1]
+        return self.lognormal.max if self.lognormal else self.fixed or 0
+
+
+class Arrival(Record):
+    """How requests arrive: poisson, constant, or gamma with a burstiness (1 is poisson)."""
+
+    gamma: float = Field(gt=0, strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, raw: Any) -> Any:
+        named = {"poisson": {"gamma": 1.0}, "constant": {"gamma": float("inf")}}
+        if isinstance(raw, str):
+            if raw not in named:
+                msg = f"found {raw!r}: write poisson, constant or {{gamma: burstiness}}"
+                raise ValueError(msg)
+            return named[raw]
+        return raw
+
+
+Limits = Mapping[Percentile, Duration]
+
+
+class WorkloadRequire(Record):
+    """What the deployment must achieve under one workload; each key becomes a row or more."""
+
+    ttft: Limits = Field(default_factory=dict)
+    tpot: Limits = Field(default_factory=dict)
+    itl: Limits = Field(default_factory=dict)
+    e2el: Limits = Field(default_factory=dict)
+    stall: Limits = Field(default_factory=dict)
+    errors: Fraction | None = None
+    keeps_up: Literal[True] | None = None
+    concurrent_sequences: int | None = Field(default=None, ge=1)
+    preemptions: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_words(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        renamed = dict(raw)
+        for plain, term in (("prefill", "ttft"), ("decode", "tpot")):
+            if plain in renamed and term in renamed:
+                msg = f"{plain} and {term} are the same requirement: keep one"
+                raise ValueError(msg)
+            if plain in renamed:
+                renamed[term] = renamed.pop(plain)
+        return renamed
+
+    @property
+    def latency(self) -> Mapping[str, Limits]:
+        """The limits by metric, for the metrics that have any."""
+        metrics = ("ttft", "tpot", "itl", "e2el", "stall")
+        return {metric: limits for metric in metrics if (limits := getattr(self, metric))}
+
+
+class Workload(Record):
+    """What is sent: open loop with a `rate`, or closed loop with a `concurrency`."""
+
+    name: str
+    input_tokens: Tokens
+    output_tokens: Tokens
+    rate: Rate | None = None
+    arrival: Arrival = Arrival(gamma=1.0)
+    concurrency: int | None = Field(default=None, ge=1, le=100_000)
+    warmup: Duration = Duration(2_000)
+    max_duration: Duration = Duration(600_000)
+    seed: int = Field(default=0, ge=0)
+    require: WorkloadRequire = WorkloadRequire()
+
+    @model_validator(mode="after")
+    def _is_one_kind_of_loop(self) -> Self:
+        if not Name.fullmatch(self.name):
+            raise FaultError(
+                "name", f"found {self.name!r}: write letters, digits, '.', '_' and '-'"
+            )
+        if (self.rate is None) == (self.concurrency is None):
+            msg = "give either rate (open loop) or concurrency (closed loop)"
+            raise ValueError(msg)
+        if self.rate is not None and not self.rate:
+            raise FaultError("rate", "a rate of 0 sends nothing")
+        if self.require.keeps_up and self.rate is None:
+            msg = "needs a rate: a closed loop waits for the server"
+            raise FaultError("require.keeps_up", msg)
+        return self
+
+
+class MemoryRequire(Record):
+    """Limits on every device's memory."""
+
+    max_utilization: Fraction | None = None
+    min_headroom: Bytes | None = None
+
+
+class KvCacheRequire(Record):
+    """How many sequences of how many tokens the KV cache holds at once."""
+
+    concurrent_sequences: int = Field(ge=1)
+    tokens_per_sequence: int | None = Field(default=None, ge=1)
+
+
+class BalanceRequire(Record):
+    """How far a device may be from the mean of its stage."""
+
+    memory: Fraction | None = None
+    layers: Fraction | None = None
+
+
+class Require(Record):
+    """What the deployment must be; every key becomes a row. A mapping under another key holds
+    the requirements of somebody's own checks.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    devices: int | None = Field(default=None, ge=1)
+    memory: MemoryRequire = MemoryRequire()
+    kv_cache: KvCacheRequire | None = None
+    balance: BalanceRequire = BalanceRequire()
+    interconnect: Literal["nvlink"] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a spec was read: its file and the line of every key path."""
+
+    path: Path = Path("<spec>")
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+
+
+class Spec(Record):
+    """What is deployed, and what it must achieve."""
+
+    version: Literal[1]
+    name: str = ""
+    model: Model
+    engine: Engine | None = None
+    hardware: Hardware
+    parallel: Parallel = Parallel()
+    serve: Serve = Serve()
+    workloads: tuple[Workload, ...] = Field(default=(), strict=False)
+    require: Require = Require()
+    waive: Mapping[str, str] = Field(default_factory=dict)
+    confidence: Fraction = Fraction(0.95)
+    checks: tuple[str, ...] = Field(default=(), strict=False)
+
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        names = [workload.name for workload in self.workloads]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise FaultError("workloads", f"the name {min(twice)!r} is given twice")
+        if not 0.5 <= self.confidence < 1:  # noqa: PLR2004 - below a coin's toss is no confidence
+            msg = f"found {self.confidence}: write 50 % or more, and less than 100 %"
+            raise FaultError("confidence", msg)
+        for key, reason in self.waive.items():
+            if not reason.strip():
+                raise FaultError(f"waive.{key}", "say why")
+        return self
+
+    @property
+    def source(self) -> Source:
+        return self._source
+
+    def problem(self, key: KeyPath, message: str) -> Problem:
+        """A fault at `key` that was found after loading, with its line in the file."""
+        lines = self._source.lines
+        known = (key[:length] for length in range(len(key), 0, -1))
+        line = next((lines[part] for part in known if part in lines), 1)
+        return Problem(self._source.path, line, dotted(key), message)
+
+    def resolve(self, relative: str) -> Path:
+        """A path that the spec gives, relative to the spec's own folder."""
+        return (self._source.path.parent / relative).resolve()
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model's folder on this machine, when `model.id` names one beside the spec."""
+        folder = self.resolve(self.model.id)
+        return folder if (folder / "config.json").is_file() else None
+
+    @property
+    def served_model(self) -> str:
+        """The id under which /v1/models must show the model."""
+        return self.serve.served_model_name or str(self.model_folder or self.model.id)
+
+    def workload(self, name: str) -> Workload:
+        return next(workload for workload in self.workloads if workload.name == name)

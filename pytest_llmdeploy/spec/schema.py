@@ -1,0 +1,46 @@
+"""The JSON Schema of the spec, for editors; shipped as spec.schema.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_llmdeploy.facts import Flag, vllm_flags
+from pytest_llmdeploy.spec.model import Spec
+
+# Records that may also be written as one word or number.
+_SHORT_FORMS: dict[str, list[dict[str, Any]]] = {
+    "Device": [{"type": "string", "examples": ["H100-SXM-80GB", "cpu"]}],
+    "Tokens": [{"type": "integer", "minimum": 1}],
+    "Arrival": [{"enum": ["poisson", "constant"]}],
+    "EnvironmentValue": [{"type": ["string", "number"]}],
+}
+
+
+def spec_schema() -> dict[str, Any]:
+    """The schema of version 1 (JSON Schema 2020-12)."""
+    schema = Spec.model_json_schema()
+    definitions = schema["$defs"]
+    for name, short in _SHORT_FORMS.items():
+        long = definitions[name]
+        definitions[name] = {
+            "title": name,
+            "description": long.get("description", ""),
+            "anyOf": [*short, {**long, "title": f"{name} in full"}],
+        }
+    serve = definitions["Serve"]
+    serve["additionalProperties"] = False
+    for name, flag in vllm_flags().items():
+        serve["properties"].setdefault(name, _flag_schema(flag))
+    limits = definitions["WorkloadRequire"]["properties"]
+    limits["prefill"], limits["decode"] = limits["ttft"], limits["tpot"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "pytest-llmdeploy spec, version 1",
+    }
+
+
+def _flag_schema(flag: Flag) -> dict[str, Any]:
+    if flag.kind in {"boolean", "switch"}:
+        return {"type": "boolean"}
+    return {"enum": list(flag.choices)} if flag.choices else {}
