@@ -1,0 +1,181 @@
+"""The HTTP endpoints of a vLLM server, each read with bounds on time and size."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from pytest_llmdeploy.probes.host import is_loopback
+from pytest_llmdeploy.probes.metrics import Metrics
+
+_TIMEOUTS = (3.0, 10.0)
+_MOST_BYTES = 16 * 1024**2
+
+
+class EndpointError(Exception):
+    """The server did not answer as a vLLM does; the text says what it did."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A vLLM server by its base URL (without /v1)."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.url)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+    def is_healthy(self) -> bool:
+        """Whether /health answers 200; a vLLM that does may still be unable to serve."""
+        try:
+            return bool(self._get("/health").status_code == requests.codes.ok)
+        except EndpointError:
+            return False
+
+    def version(self) -> str:
+        return str(self._json("/version").get("version", ""))
+
+    def models(self) -> list[Mapping[str, Any]]:
+        """What /v1/models lists."""
+        data = self._json("/v1/models").get("data")
+        if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
+            msg = f"{self.url}/v1/models does not list models"
+            raise EndpointError(msg)
+        return data
+
+    def metrics(self) -> Metrics:
+        response = self._ok("/metrics")
+        try:
+            return Metrics.parse(response.text, time.time())
+        except ValueError as error:
+            msg = f"{self.url}/metrics is not in Prometheus' text format: {error}"
+            raise EndpointError(msg) from None
+
+    def complete(self, model: str, prompt: list[int], tokens: int, timeout: float) -> Completion:
+        """One real, streamed completion of exactly `tokens` tokens.
+
+        Raises:
+            EndpointError: when anything but that comes back.
+        """
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "min_tokens": tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        started = time.perf_counter()
+        try:
+            with self._session() as session:
+                response = session.post(
+                    f"{self.url}/v1/completions",
+                    json=body,
+                    stream=True,
+                    timeout=(_TIMEOUTS[0], timeout),
+                    allow_redirects=False,
+                )
+                return _completion(response, tokens, started)
+        except requests.RequestException as error:
+            msg = f"the test completion failed: {_reason(error)}"
+            raise EndpointError(msg) from None
+
+    def _json(self, path: str) -> Mapping[str, Any]:
+        try:
+            data = json.loads(self._ok(path).text)
+        except ValueError:
+            msg = f"{self.url}{path} is not JSON"
+            raise EndpointError(msg) from None
+        if not isinstance(data, dict):
+            msg = f"{self.url}{path} is not a JSON object"
+            raise EndpointError(msg)
+        return data
+
+    def _ok(self, path: str) -> requests.Response:
+        response = self._get(path)
+        if response.status_code != requests.codes.ok:
+            msg = f"{self.url}{path} answers HTTP {response.status_code}"
+            raise EndpointError(msg)
+        return response
+
+    def _get(self, path: str) -> requests.Response:
+        try:
+            with self._session() as session:
+                response = session.get(
+                    self.url + path, timeout=_TIMEOUTS, stream=True, allow_redirects=False
+                )
+                # requests has no bound of its own: read, and keep, no more than this.
+                body = response.raw.read(_MOST_BYTES + 1, decode_content=True)
+        except (requests.RequestException, OSError) as error:
+            msg = f"{self.url}{path} does not answer: {_reason(error)}"
+            raise EndpointError(msg) from None
+        if len(body) > _MOST_BYTES:
+            msg = f"{self.url}{path} answers more than {_MOST_BYTES:,} bytes"
+            raise EndpointError(msg)
+        response._content = body  # noqa: SLF001 - the body was read above, within its bound
+        return response
+
+    def _session(self) -> requests.Session:
+        session = requests.Session()
+        # A proxy for the world must not see what goes to this machine.
+        session.trust_env = not self.is_loopback
+        session.headers.update(self.headers)
+        return session
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the test completion showed: seconds to the first token, and the server's fingerprint."""
+
+    first_token_seconds: float
+    fingerprint: str
+
+
+def _completion(response: requests.Response, tokens: int, started: float) -> Completion:
+    if response.status_code != requests.codes.ok:
+        text = response.raw.read(2000, decode_content=True).decode("utf-8", "replace")
+        msg = f"the test completion answers HTTP {response.status_code}: {text.strip()}"
+        raise EndpointError(msg)
+    first, fingerprint, counted = 0.0, "", 0
+    for line in response.iter_lines(chunk_size=None):
+        if not line.startswith(b"data: {"):
+            continue
+        first = first or time.perf_counter() - started
+        try:
+            event = json.loads(line[len(b"data: ") :])
+        except ValueError:
+            msg = f"the test completion streams what is not JSON: {line[:200]!r}"
+            raise EndpointError(msg) from None
+        if "error" in event:
+            msg = f"the test completion failed: {event['error']}"
+            raise EndpointError(msg)
+        fingerprint = event.get("system_fingerprint") or fingerprint
+        counted = (event.get("usage") or {}).get("completion_tokens", counted)
+    if counted != tokens:
+        msg = f"the test completion has {counted} tokens instead of {tokens}"
+        raise EndpointError(msg)
+    return Completion(first, fingerprint)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost reason of a nest of network exceptions."""
+    inner = error
+    while inner.args and isinstance(inner.args[-1], BaseException):
+        inner = inner.args[-1]
+    reason = getattr(inner, "reason", None)
+    if isinstance(reason, BaseException):
+        return _reason(reason)
+    return str(inner).rpartition("object at")[2].partition(": ")[2] or str(inner)
