@@ -1,0 +1,162 @@
+"""Which checks a spec calls for, and the value that it requires of each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from pytest_llmdeploy.checks.decorator import Check
+from pytest_llmdeploy.spec import KeyPath, Problem, Spec, SpecError, Workload, dotted, nearest
+from pytest_llmdeploy.units import Percentile
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One item of a spec: a check, and the key and value that it is to judge."""
+
+    check: Check
+    key: str = ""
+    value: Any = None
+    placeholders: Mapping[str, Any] = field(default_factory=dict)
+    waived: str = ""
+
+    @property
+    def item(self) -> str:
+        names = {
+            name: value.name if isinstance(value, Workload) else value
+            for name, value in self.placeholders.items()
+        }
+        return self.check.item.format(**names)
+
+    @property
+    def id(self) -> str:
+        """The part in brackets of the node id; empty for a check that stands once."""
+        parts = (
+            value.name if isinstance(value, Workload) else str(value)
+            for value in self.placeholders.values()
+        )
+        return "-".join(parts)
+
+
+def requirements(spec: Spec, checks: Iterable[Check]) -> list[Requirement]:
+    """Every item of `spec`, in the order of the checks.
+
+    Raises:
+        SpecError: for a requirement that no check judges, a value that its check can't take, or a
+            waiver of something that is not required.
+    """
+    checks = list(checks)
+    problems = list(_unknown_namespaces(spec, checks))
+    found: list[Requirement] = []
+    for check in checks:
+        for key, value, placeholders in _instances(spec, check):
+            try:
+                parsed = _parsed(check, value)
+            except (ValueError, ValidationError) as error:
+                problems.append(spec.problem(key, _reason(error)))
+                continue
+            waived = next((r for k, r in spec.waive.items() if _waives(k, key, check)), "")
+            found.append(Requirement(check, _text(spec, key), parsed, placeholders, waived))
+    problems += _idle_waivers(spec, found)
+    if problems:
+        raise SpecError(problems)
+    return found
+
+
+def _instances(spec: Spec, check: Check) -> Iterator[tuple[KeyPath, Any, dict[str, Any]]]:
+    if check.require is None:
+        if check.when is None or check.when(spec):
+            yield (), None, {}
+        return
+    path = tuple(check.require.split("."))
+    path = path if path[0] in type(spec).model_fields else ("require", *path)
+    yield from _walk(spec, path, (), {})
+
+
+def _walk(
+    node: Any, path: tuple[str, ...], key: KeyPath, placeholders: dict[str, Any]
+) -> Iterator[tuple[KeyPath, Any, dict[str, Any]]]:
+    """The values at `path` below `node` that the spec gives."""
+    if node is None:
+        return
+    if not path:
+        yield key, node, placeholders
+        return
+    part, *rest = path
+    name = part[1:-1] if part.startswith("{") else ""
+    if isinstance(node, tuple):
+        for index, entry in enumerate(node):
+            yield from _walk(entry, tuple(rest), (*key, index), {**placeholders, name: entry})
+    elif name:
+        for entry, value in node.items():
+            found = {**placeholders, name: Percentile.parse(entry)}
+            yield from _walk(value, tuple(rest), (*key, entry), found)
+    elif isinstance(node, BaseModel):
+        yield from _walk(getattr(node, part, None), tuple(rest), (*key, part), placeholders)
+    elif isinstance(node, Mapping):
+        yield from _walk(node.get(part), tuple(rest), (*key, part), placeholders)
+
+
+def _parsed(check: Check, value: Any) -> Any:
+    """A value of somebody's own namespace by the annotation of `required`; others are typed."""
+    wanted = check.required_type
+    if wanted is None or (inspect.isclass(wanted) and isinstance(value, wanted)):
+        return value
+    if isinstance(value, BaseModel):
+        return value
+    return TypeAdapter(wanted).validate_python(value, strict=True)
+
+
+def _unknown_namespaces(spec: Spec, checks: Iterable[Check]) -> Iterator[Problem]:
+    """Keys under `require` that no check judges: they would never be looked at."""
+    known = {check.require for check in checks if check.require}
+    own = set(type(spec.require).model_fields)
+    for namespace, value in (spec.require.model_extra or {}).items():
+        if not isinstance(value, Mapping):
+            names = own | {require.partition(".")[0] for require in known} - {"workloads"}
+            yield spec.problem(
+                ("require", namespace), f"unknown requirement: {nearest(namespace, names)}"
+            )
+            continue
+        for name in value:
+            if f"{namespace}.{name}" not in known:
+                message = f"no check judges this: {nearest(f'{namespace}.{name}', known)}"
+                yield spec.problem(("require", namespace, name), message)
+
+
+def _idle_waivers(spec: Spec, found: Iterable[Requirement]) -> Iterator[Problem]:
+    found = list(found)
+    for waiver in spec.waive:
+        if not any(requirement.waived for requirement in found if _covers(waiver, requirement)):
+            names = {r.key.removeprefix("require.") for r in found if r.key}
+            names |= {r.check.name for r in found}
+            message = f"waives nothing that this spec requires: {nearest(waiver, names)}"
+            yield spec.problem(("waive", waiver), message)
+
+
+def _covers(waiver: str, requirement: Requirement) -> bool:
+    key = requirement.key.removeprefix("require.")
+    return waiver in {requirement.check.name, key} or key.startswith(f"{waiver}.")
+
+
+def _waives(waiver: str, key: KeyPath, check: Check) -> bool:
+    return _covers(waiver, Requirement(check, dotted(key)))
+
+
+def _text(spec: Spec, key: KeyPath) -> str:
+    """The key path as the report shows it: workloads by their names."""
+    if key and key[0] == "workloads" and isinstance(key[1], int):
+        return dotted(("workloads", spec.workloads[key[1]].name, *key[2:]))
+    return dotted(key)
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False)[0]
+        inner = fault.get("ctx", {}).get("error")
+        return str(inner) if inner else f"found {fault['input']!r}: {fault['msg']}"
+    return str(error)
