@@ -1,0 +1,56 @@
+"""The checklist of a spec: its rows, what was not run, and the verdict. What every writer reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_llmdeploy.evidence import Row, Status, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checklist:
+    """`not_run` are the node ids of items without a row, `left_out` those that a plan-only run
+    leaves out by design; `broken` says why a file is not a valid spec; `facts` are the parts plan,
+    server and traffic of the report.
+    """
+
+    name: str
+    path: str
+    rows: Sequence[Row] = ()
+    not_run: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+    is_plan_only: bool = False
+    broken: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        found = {row.status for row in self.rows}
+        if Status.FAIL in found:
+            return Verdict.NOT_READY
+        all_green = all(status.is_green for status in found)
+        if self.broken or self.not_run or not self.rows or not all_green:
+            return Verdict.UNDECIDED
+        return Verdict.PLAN_PASSES if self.is_plan_only else Verdict.READY
+
+    @property
+    def counts(self) -> Mapping[Status, int]:
+        return Counter(row.status for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `specs` in the report."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "verdict": str(self.verdict),
+            "plan": self.facts.get("plan"),
+            "server": self.facts.get("server"),
+            "traffic": self.facts.get("traffic"),
+            "rows": [row.to_json() for row in self.rows],
+            "not_run": [*self.not_run, *self.left_out],
+            "error": self.broken or None,
+        }

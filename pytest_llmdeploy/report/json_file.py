@@ -1,0 +1,38 @@
+"""The machine-readable report, and its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest_llmdeploy
+from pytest_llmdeploy.report.checklist import Checklist
+
+SCHEMA_VERSION = 1
+
+
+def report(checklists: Sequence[Checklist]) -> dict[str, Any]:
+    """The report of a run, by the contract of schema_version 1."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "generated": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tool": {"name": "pytest-llmdeploy", "version": pytest_llmdeploy.__version__},
+        "specs": [checklist.to_json() for checklist in checklists],
+    }
+
+
+def write_report(path: Path, checklists: Sequence[Checklist]) -> None:
+    """Writes the report to `path`, whole or not at all.
+
+    Raises:
+        OSError: when it can't be written.
+    """
+    text = json.dumps(report(checklists), indent=2, ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text + "\n", encoding="utf-8")
+    fresh.replace(path)
