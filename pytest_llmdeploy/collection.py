@@ -1,0 +1,164 @@
+"""One YAML file is one test module: `SpecFile`, and what is collected with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import pytest
+
+from pytest_llmdeploy.checks import Expect, Requirement
+from pytest_llmdeploy.fixtures import PUBLIC, SESSION
+from pytest_llmdeploy.rows import EXPECT, REQUIREMENT
+from pytest_llmdeploy.session import SpecItems, phase_of_names
+from pytest_llmdeploy.spec import SpecError
+
+_PHASES = ("plan", "host", "live", "stopped")
+_FIXTURE_TYPE = type(pytest.fixture(lambda: None))
+
+
+@pytest.fixture(autouse=True)
+def _requirement(request: pytest.FixtureRequest) -> Requirement:
+    """What this item is to judge."""
+    requirement: Requirement = request.param
+    return requirement
+
+
+@pytest.fixture
+def required(_requirement: Requirement) -> Any:
+    """The value that the spec gives, by the annotation of the parameter."""
+    return _requirement.value
+
+
+@pytest.fixture
+def workload(_requirement: Requirement) -> Any:
+    """The workload of a check whose key has {workload}."""
+    return _requirement.placeholders["workload"]
+
+
+@pytest.fixture
+def percentile(_requirement: Requirement) -> Any:
+    """The percentile of a check whose key has {percentile}."""
+    return _requirement.placeholders["percentile"]
+
+
+@pytest.fixture
+def expect(request: pytest.FixtureRequest, _requirement: Requirement) -> Expect:
+    """The comparison that makes the row."""
+    made = Expect(_requirement)
+    request.node.stash[EXPECT] = made
+    return made
+
+
+_PRIVATE = (_requirement, required, workload, percentile, expect)
+
+
+class SpecFile(pytest.Module):
+    """A spec as a test module: its checks are its functions, synthesised from the registry."""
+
+    def _getobj(self) -> ModuleType:
+        try:
+            self.items = self.config.stash[SESSION].items(self.path)
+            return _module(self.path, self.items)
+        except SpecError as error:
+            raise self.CollectError(str(error)) from None
+
+    def istestfunction(self, obj: object, name: str) -> bool:
+        return name in {r.check.name for r in self.items.requirements} and callable(obj)
+
+    def istestclass(self, _obj: object, _name: str) -> bool:
+        return False
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        for item in super().collect():
+            if isinstance(item, pytest.Function):
+                requirement = cast("Requirement", item.callspec.params["_requirement"])
+                item.stash[REQUIREMENT] = requirement
+                # Failures point at the spec, not at the code of the check.
+                place = partial(_place, self.path, self.items, requirement)
+                item.reportinfo = place  # type: ignore[method-assign]
+            yield item
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Gives an item its deployment, and an item of a spec its requirement."""
+    session = metafunc.config.stash[SESSION]
+    parent = metafunc.definition.parent
+    if isinstance(parent, SpecFile):
+        metafunc.parametrize(
+            "_deployment", [parent.path], indirect=True, scope="session", ids=[pytest.HIDDEN_PARAM]
+        )
+        name = metafunc.function.__name__
+        mine = [r for r in parent.items.requirements if r.check.name == name]
+        ids = [requirement.id or pytest.HIDDEN_PARAM for requirement in mine]
+        metafunc.parametrize("_requirement", mine, indirect=True, ids=ids)
+    elif "_deployment" in metafunc.fixturenames:
+        paths = list(session.valid_paths())
+        names = [session.items(path).spec.name for path in paths]
+        metafunc.parametrize("_deployment", paths, indirect=True, scope="session", ids=names)
+
+
+def phase(item: pytest.Item) -> str | None:
+    """The phase of an item that takes part in a deployment; None for any other test."""
+    names: Sequence[str] = getattr(item, "fixturenames", ())
+    return phase_of_names(names) if "_deployment" in names else None
+
+
+def in_order(items: Sequence[pytest.Item], paths: Sequence[Path]) -> list[pytest.Item]:
+    """All plan checks first, then one deployment at a time: host, live at rest, traffic, stopped.
+    What takes no part in a deployment keeps its place among the plan checks.
+    """
+    index = {path: number for number, path in enumerate(paths)}
+
+    def place(item: Any) -> tuple[int, int, int, int]:
+        found = phase(item)
+        if found in (None, "plan"):
+            return 0, 0, 0, 0
+        spec = getattr(item, "callspec", None) and item.callspec.params.get("_deployment")
+        return 1, index.get(spec, 0), _PHASES.index(found), "traffic" in item.fixturenames
+
+    return sorted(items, key=place)
+
+
+def _module(path: Path, items: SpecItems) -> ModuleType:
+    """The module of a spec: the pipeline's fixtures, the fixtures of its own checks, the checks.
+
+    The pipeline is set on the module itself, where nothing that a conftest defines can replace it.
+    """
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    own = {fixture.__name__: fixture for fixture in (*PUBLIC, *_PRIVATE)}
+    for name, fixture, source in _fixtures(items.modules):
+        if name in own:
+            message = f"the fixture {name!r} in {source} would replace the built-in one: rename it"
+            raise SpecError([items.spec.problem(("checks",), message)])
+        setattr(module, name, fixture)
+    for name, fixture in own.items():
+        setattr(module, name, fixture)
+    for requirement in items.requirements:
+        setattr(module, requirement.check.name, requirement.check.function)
+    return module
+
+
+def _fixtures(modules: Iterable[ModuleType]) -> Iterator[tuple[str, object, str]]:
+    for module in modules:
+        for name, value in vars(module).items():
+            if isinstance(value, _FIXTURE_TYPE):
+                yield name, value, str(module.__file__)
+
+
+def _place(path: Path, items: SpecItems, requirement: Requirement) -> tuple[Path, int, str]:
+    problem = items.spec.problem(_key(items, requirement), "")
+    return path, problem.line - 1, requirement.check.name
+
+
+def _key(items: SpecItems, requirement: Requirement) -> tuple[str | int, ...]:
+    """The key path in the file of what the requirement shows by name."""
+    if not requirement.key.startswith("workloads."):
+        return tuple(requirement.key.split(".")) if requirement.key else ()
+    workload = requirement.placeholders["workload"]
+    rest = requirement.key.removeprefix(f"workloads.{workload.name}.").split(".", 3)
+    return ("workloads", items.spec.workloads.index(workload), *rest)

@@ -1,0 +1,260 @@
+"""The gate: pytest's hooks in a run that has a spec to check."""
+
+from __future__ import annotations
+
+import glob
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from _pytest.pathlib import ImportMode, import_path
+
+from pytest_llmdeploy import collection
+from pytest_llmdeploy.checks import DuplicateCheckError, Registry
+from pytest_llmdeploy.fixtures import SESSION, NotServing
+from pytest_llmdeploy.report.terminal import ProgressLine, write_checklist
+from pytest_llmdeploy.rows import REQUIREMENT, attach_row, row_in
+from pytest_llmdeploy.session import LIVE_PHASES, Options, Session
+from pytest_llmdeploy.spec import looks_like_spec
+
+_YAML = (".yaml", ".yml")
+_QUIET = -1
+
+
+def open_gate(config: pytest.Config, patterns: Sequence[str]) -> None:
+    """Sets up a run with the specs of `patterns` and of the command line's own arguments.
+
+    Raises:
+        pytest.UsageError: when a pattern matches nothing, or options contradict each other.
+    """
+    base = config.invocation_params.dir
+    named = [path for pattern in patterns for path in _matches(base, pattern)]
+    given = [_absolute(base, argument) for argument in config.args]
+    given = [path for path in given if path.suffix in _YAML and looks_like_spec(path)]
+    paths = list(dict.fromkeys([*named, *given]))
+    if not paths:
+        return
+    options = _options(config, base)
+    _refuse_contradictions(config, options, paths)
+    progress = ProgressLine(config)
+    session = Session(
+        root=config.rootpath,
+        paths=paths,
+        options=options,
+        registry=_registry(config),
+        import_module=lambda path: _import_checks(config, path),
+        log_folder=_log_folder(config),
+        progress=progress,
+    )
+    config.stash[SESSION] = session
+    gate = Gate(config, session, progress, user_arguments=_take_over_arguments(config, paths))
+    config.pluginmanager.register(gate, "llmdeploy-gate")
+
+
+class Gate:
+    """The hooks. `user_arguments` are the paths that were asked for beside the specs."""
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        session: Session,
+        progress: ProgressLine,
+        user_arguments: Sequence[Path],
+    ) -> None:
+        self.config = config
+        self.session = session
+        self.progress = progress
+        self.user_arguments = user_arguments
+        self.folders = {parent for path in session.paths for parent in path.parents}
+        self.failed_servers: set[str] = set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """SIGTERM ends the run as Ctrl-C does: servers are stopped, the report is written."""
+        if threading.current_thread() is not threading.main_thread():
+            return (yield)
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return (yield)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        """Of the folders that were added for the specs in them, nothing else is collected."""
+        if collection_path in self.session.paths or collection_path in self.folders:
+            return None
+        asked = (collection_path, *collection_path.parents)
+        return None if any(path in asked for path in self.user_arguments) else True
+
+    def pytest_collect_file(
+        self, file_path: Path, parent: pytest.Collector
+    ) -> pytest.Collector | None:
+        if file_path not in self.session.paths:
+            return None
+        found: pytest.Collector = collection.SpecFile.from_parent(parent, path=file_path)
+        return found
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        collection.parametrize(metafunc)
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        if found := collection.phase(item):
+            item.add_marker(found)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if self.session.options.plan_only:
+            live = [item for item in items if collection.phase(item) in LIVE_PHASES]
+            self.config.hook.pytest_deselected(items=live)
+            items[:] = [item for item in items if item not in live]
+        items[:] = collection.in_order(items, self.session.paths)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if REQUIREMENT in item.stash:
+            file = item.nodeid.partition("::")[0]
+            attach_row(item, call, report, is_repeated=file in self.failed_servers)
+            if call.excinfo and isinstance(call.excinfo.value, NotServing):
+                self.failed_servers.add(file)
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.progress.clear()
+        if (row := row_in(report)) is not None:
+            self.session.rows[report.nodeid] = row
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if _is_worker(self.config) or self.config.option.collectonly:
+            return
+        if exitstatus == pytest.ExitCode.OK and not self._may_be_green():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self._write_reports()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        hidden = self.config.option.no_summary or self.config.get_verbosity() < _QUIET
+        if hidden or self.config.option.collectonly:
+            return
+        for checklist in self.session.checklists():
+            write_checklist(terminalreporter, checklist, self.session.seconds)
+        for path in self.session.options.reports:
+            terminalreporter.write_line(f"report: {path}")
+
+    def _may_be_green(self) -> bool:
+        """Whether the outcome may be 0: something was decided, and nothing that was run was left
+        open.
+        """
+        statuses = [row.status for row in self.session.rows.values()]
+        return any(status.is_decided for status in statuses) and all(
+            status.is_green for status in statuses
+        )
+
+    def _write_reports(self) -> None:
+        from pytest_llmdeploy.report.json_file import write_report  # noqa: PLC0415 - if asked for
+
+        for path in self.session.options.reports:
+            try:
+                write_report(path, self.session.checklists())
+            except OSError as error:
+                msg = f"--deploy-report {path} cannot be written: {error.strerror}"
+                raise pytest.UsageError(msg) from None
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    msg = "SIGTERM"
+    raise KeyboardInterrupt(msg)
+
+
+def _matches(base: Path, pattern: str) -> list[Path]:
+    found = sorted(glob.glob(str(base / pattern), recursive=True))  # noqa: PTH207 - base may differ
+    files = [Path(name).resolve() for name in found if Path(name).is_file()]
+    if not files:
+        msg = f"--deploy-spec {pattern}: no such file (looked in {base})"
+        raise pytest.UsageError(msg)
+    return files
+
+
+def _absolute(base: Path, argument: str) -> Path:
+    return (base / argument.partition("::")[0]).resolve()
+
+
+def _options(config: pytest.Config, base: Path) -> Options:
+    reports = config.getoption("deploy_report") or config.getini("deploy_report")
+    paths = [base / name for name in reports]
+    for path in paths:
+        if path.suffix != ".json":
+            msg = f"--deploy-report {path.name}: the suffix says the form, known is .json"
+            raise pytest.UsageError(msg)
+    return Options(
+        plan_only=config.getoption("deploy_plan_only"),
+        url=config.getoption("deploy_url") or config.getini("deploy_url") or None,
+        reports=paths,
+    )
+
+
+def _refuse_contradictions(config: pytest.Config, options: Options, paths: Sequence[Path]) -> None:
+    if options.url and len(paths) > 1:
+        msg = (
+            f"--deploy-url is one server, and there are {len(paths)} specs: give one --deploy-spec"
+        )
+        raise pytest.UsageError(msg)
+    if options.plan_only or _is_worker(config):
+        return
+    if getattr(config.option, "dist", "no") != "no" or getattr(config.option, "tx", None):
+        msg = "measuring in parallel is invalid: leave out -n, or check with --deploy-plan-only"
+        raise pytest.UsageError(msg)
+    if getattr(config.option, "reruns", None):
+        msg = "rerunning a live check until it passes proves nothing: leave out --reruns"
+        raise pytest.UsageError(msg)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _registry(config: pytest.Config) -> Registry:
+    offered: list[list[ModuleType]] = config.hook.pytest_llmdeploy_checks(config=config)
+    try:
+        return Registry(module for modules in offered for module in modules)
+    except DuplicateCheckError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _import_checks(config: pytest.Config, path: Path) -> ModuleType:
+    """A module of a user's checks, with pytest's assertion rewriting."""
+    pytest.register_assert_rewrite(path.stem)
+    return import_path(
+        path,
+        mode=ImportMode.importlib,
+        root=config.rootpath,
+        consider_namespace_packages=False,
+    )
+
+
+def _log_folder(config: pytest.Config) -> Path:
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is None:
+        return config.rootpath / ".llmdeploy"
+    return cache.mkdir("llmdeploy")
+
+
+def _take_over_arguments(config: pytest.Config, paths: Sequence[Path]) -> list[Path]:
+    """Adds the specs to what pytest collects, as one argument for each folder: with positional
+    arguments beside those, without them instead of the user's whole suite.
+    """
+    base = config.invocation_params.dir
+    asked: list[str] = []
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        asked = list(config.args)
+    given = {_absolute(base, argument) for argument in asked}
+    folders = dict.fromkeys(str(path.parent) for path in paths if path not in given)
+    config.args = [*asked, *folders]
+    return sorted(given)

@@ -1,0 +1,123 @@
+"""From pytest's outcome of an item to its row in the checklist."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmdeploy.checks import Expect, NotPassed, Requirement
+from pytest_llmdeploy.checks.expect import explanation
+from pytest_llmdeploy.evidence import Judgement, Row, Status
+from pytest_llmdeploy.fixtures import NotServing
+from pytest_llmdeploy.session import phase_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+REQUIREMENT: pytest.StashKey[Requirement] = pytest.StashKey()
+EXPECT: pytest.StashKey[Expect] = pytest.StashKey()
+_PROPERTY = "llmdeploy"
+_UNDECIDED = "the check ended without a decision: it must compare something, with `expect`"
+
+
+def attach_row(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, *, is_repeated: bool
+) -> None:
+    """Puts the item's row into `report`, and makes the report's outcome agree with it.
+
+    `is_repeated` says that the failure of the same server has been reported in full already.
+    """
+    requirement = item.stash[REQUIREMENT]
+    judgement = _judgement(item, call, report)
+    if judgement is None:
+        return
+    if report.passed and not judgement.status.is_green:
+        report.outcome = "failed"
+        report.longrepr = explanation(requirement.item, judgement)
+    if is_repeated and call.excinfo and isinstance(call.excinfo.value, NotServing):
+        report.longrepr = explanation(requirement.item, judgement)
+    if requirement.waived and not judgement.status.is_green:
+        judgement = _waived(judgement, requirement.waived)
+        report.outcome = "skipped"
+        report.wasxfail = f"waived: {requirement.waived}"
+    row = _row(item, requirement, judgement)
+    entry = (_PROPERTY, json.dumps(row.to_json(), allow_nan=False))
+    for properties in (item.user_properties, report.user_properties):
+        properties[:] = [pair for pair in properties if pair[0] != _PROPERTY]
+        properties.append(entry)
+
+
+def row_in(report: pytest.TestReport) -> Row | None:
+    """The row that travels with a report, if any."""
+    found: Iterable[object] = (value for name, value in report.user_properties if name == _PROPERTY)
+    text = next(iter(found), None)
+    return Row.from_json(json.loads(text)) if isinstance(text, str) else None
+
+
+def _judgement(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+) -> Judgement | None:
+    """The judgement that a phase of the item settles; None when it settles nothing."""
+    decided = _recorded(item)
+    error = call.excinfo.value if call.excinfo else None
+    if report.when != "call":
+        if error is None:
+            return None
+        if report.skipped:
+            return _without(item, Status.SKIPPED, str(error))
+        return _without(item, Status.ERROR, _first_line(error))
+    if isinstance(error, NotPassed) and decided:
+        return decided
+    if error is None:
+        return decided or _without(item, Status.ERROR, _UNDECIDED)
+    if report.skipped:
+        return _without(item, Status.SKIPPED, str(error))
+    if isinstance(error, AssertionError | pytest.fail.Exception):
+        return _without(item, Status.FAIL, _first_line(error))
+    return _without(item, Status.ERROR, f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _recorded(item: pytest.Item) -> Judgement | None:
+    expect = item.stash.get(EXPECT, None)
+    return expect.judgement if expect else None
+
+
+def _without(item: pytest.Item, status: Status, result: str) -> Judgement:
+    """A judgement that no comparison made."""
+    requirement = item.stash[REQUIREMENT]
+    decided = _recorded(item)
+    wanted = decided.requirement if decided else _wanted(requirement)
+    hint = "" if status is Status.SKIPPED else requirement.check.hint
+    return Judgement(status=status, requirement=wanted, result=result, hint=hint)
+
+
+def _wanted(requirement: Requirement) -> str:
+    value = requirement.value
+    return "" if value is None or hasattr(value, "model_fields") else str(value)
+
+
+def _waived(judgement: Judgement, reason: str) -> Judgement:
+    evidence = {**judgement.evidence, "waived": reason, "status": str(judgement.status)}
+    result = f"{judgement.result} (waived: {reason})"
+    return replace(judgement, status=Status.WAIVED, result=result, evidence=evidence, hint="")
+
+
+def _row(item: pytest.Item, requirement: Requirement, judgement: Judgement) -> Row:
+    check = requirement.check
+    fields = {name: getattr(judgement, name) for name in Judgement.__dataclass_fields__}
+    return Row(
+        check=check.name,
+        id=item.nodeid,
+        family=check.family,
+        phase=phase_of(check),
+        require=requirement.key,
+        item=requirement.item,
+        **fields,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,186 @@
+"""What one pytest run knows: its specs, their checks, their deployments, and the rows so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from pytest_llmdeploy.checks import Check, DuplicateCheckError, Registry, Requirement, requirements
+from pytest_llmdeploy.deployment import Deployment
+from pytest_llmdeploy.evidence import Row
+from pytest_llmdeploy.report import Checklist
+from pytest_llmdeploy.spec import Spec, SpecError, load_spec
+
+LIVE_PHASES = ("host", "live", "stopped")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a run; `reports` are the files to write."""
+
+    plan_only: bool = False
+    url: str | None = None
+    reports: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class SpecItems:
+    """A spec with everything that is to be checked on it."""
+
+    spec: Spec
+    requirements: Sequence[Requirement]
+    modules: Sequence[ModuleType]
+
+
+@dataclass
+class Session:
+    """One for each run. `paths` are the spec files, `import_module` imports a user's checks."""
+
+    root: Path
+    paths: Sequence[Path]
+    options: Options
+    registry: Registry
+    import_module: Callable[[Path], ModuleType]
+    log_folder: Path
+    progress: Callable[[str], None] = lambda _text: None
+    rows: dict[str, Row] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    _loaded: dict[Path, SpecItems | SpecError] = field(default_factory=dict)
+    _deployments: dict[Path, Deployment] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self.started
+
+    def items(self, path: Path) -> SpecItems:
+        """The spec in `path` and what is to be checked on it.
+
+        Raises:
+            SpecError: when it is not a valid spec.
+        """
+        if path not in self._loaded:
+            try:
+                self._loaded[path] = self._load(path)
+            except SpecError as error:
+                self._loaded[path] = error
+        found = self._loaded[path]
+        if isinstance(found, SpecError):
+            raise found
+        return found
+
+    def valid_paths(self) -> Iterator[Path]:
+        """The files that hold a valid spec."""
+        for path in self.paths:
+            try:
+                self.items(path)
+            except SpecError:
+                continue
+            yield path
+
+    def deployment(self, path: Path) -> Deployment:
+        """The deployment of the spec in `path`; the same one however often it is asked for."""
+        if path not in self._deployments:
+            spec = self.items(path).spec
+            log = self.log_folder / f"{spec.name}.log"
+            self._deployments[path] = Deployment(spec, log, self.options.url, self.progress)
+        return self._deployments[path]
+
+    def node_id(self, path: Path) -> str:
+        """The id of a spec's file, as pytest shows it."""
+        try:
+            return path.relative_to(self.root).as_posix()
+        except ValueError:
+            return path.as_posix()
+
+    def checklists(self) -> list[Checklist]:
+        """What became of every spec."""
+        return [self._checklist(path) for path in self.paths]
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether preflight kept a live check from running."""
+        return any(
+            row.phase in LIVE_PHASES and row.status == "SKIPPED" and self._refusal(row)
+            for row in self.rows.values()
+        )
+
+    def _refusal(self, row: Row) -> bool:
+        return any(
+            deployment.refusal and row.id.startswith(f"{self.node_id(path)}::")
+            for path, deployment in self._deployments.items()
+        )
+
+    def _checklist(self, path: Path) -> Checklist:
+        prefix = self.node_id(path)
+        try:
+            items = self.items(path)
+        except SpecError as error:
+            return Checklist(name=path.stem, path=prefix, broken=str(error))
+        rows = [row for id_, row in self.rows.items() if id_.startswith(f"{prefix}::")]
+        # As in the checklist's own order, whatever order the phases ran in.
+        order = {r.check.name: index for index, r in reversed(list(enumerate(items.requirements)))}
+        rows.sort(key=lambda row: order.get(row.check, len(order)))
+        missing = [
+            (f"{prefix}::{requirement_id(requirement)}", requirement)
+            for requirement in items.requirements
+            if f"{prefix}::{requirement_id(requirement)}" not in self.rows
+        ]
+        plan_only = self.options.plan_only
+        is_left_out = {id_: plan_only and phase_of(r.check) in LIVE_PHASES for id_, r in missing}
+        deployment = self.deployment(path)
+        return Checklist(
+            name=items.spec.name,
+            path=prefix,
+            rows=rows,
+            not_run=[id_ for id_, left_out in is_left_out.items() if not left_out],
+            left_out=[id_ for id_, left_out in is_left_out.items() if left_out],
+            is_plan_only=plan_only,
+            facts=deployment.to_json(),
+            seconds=deployment.seconds,
+        )
+
+    def _load(self, path: Path) -> SpecItems:
+        spec = load_spec(path)
+        modules = [self._import(spec, index) for index in range(len(spec.checks))]
+        try:
+            registry = self.registry.extended(modules)
+        except DuplicateCheckError as error:
+            raise SpecError([spec.problem(("checks",), str(error))]) from None
+        return SpecItems(spec, requirements(spec, registry), modules)
+
+    def _import(self, spec: Spec, index: int) -> ModuleType:
+        path = spec.resolve(spec.checks[index])
+        key = ("checks", index)
+        if not path.is_file():
+            raise SpecError([spec.problem(key, f"there is no file {spec.checks[index]!r}")])
+        try:
+            return self.import_module(path)
+        except Exception as error:  # noqa: BLE001 - whatever a user's module raises
+            reason = f"{type(error).__name__}: {error}"
+            message = f"{spec.checks[index]} cannot be imported: {reason}"
+            raise SpecError([spec.problem(key, message)]) from None
+
+
+def requirement_id(requirement: Requirement) -> str:
+    """The part of a node id after the file."""
+    name = requirement.check.name
+    return f"{name}[{requirement.id}]" if requirement.id else name
+
+
+def phase_of(check: Check) -> str:
+    """The phase of a check: that of the latest fixture that it asks for."""
+    code = check.function.__code__
+    return phase_of_names(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def phase_of_names(names: Sequence[str]) -> str:
+    """plan, host, live or stopped, by the names of the fixtures."""
+    if "stopped" in names:
+        return "stopped"
+    if "traffic" in names or "server" in names:
+        return "live"
+    return "host" if "host" in names else "plan"
