@@ -21,8 +21,8 @@ _FIXTURE_TYPE = type(pytest.fixture(lambda: None))
 
 
 @pytest.fixture(autouse=True)
-def _requirement(request: pytest.FixtureRequest) -> Requirement:
-    """What this item is to judge."""
+def _requirement(request: pytest.FixtureRequest, _deployment: Any) -> Requirement:
+    """What this item is to judge; every item belongs to a deployment, whatever it asks for."""
     requirement: Requirement = request.param
     return requirement
 

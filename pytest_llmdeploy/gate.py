@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 from _pytest.pathlib import ImportMode, import_path
 
-from pytest_llmdeploy import collection
 from pytest_llmdeploy.checks import DuplicateCheckError, Registry
+from pytest_llmdeploy.collection import SpecFile, in_order, parametrize, phase
 from pytest_llmdeploy.fixtures import SESSION, NotServing
 from pytest_llmdeploy.report.terminal import ProgressLine, write_checklist
 from pytest_llmdeploy.rows import REQUIREMENT, attach_row, row_in
@@ -95,23 +95,23 @@ class Gate:
     ) -> pytest.Collector | None:
         if file_path not in self.session.paths:
             return None
-        found: pytest.Collector = collection.SpecFile.from_parent(parent, path=file_path)
+        found: pytest.Collector = SpecFile.from_parent(parent, path=file_path)
         return found
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        collection.parametrize(metafunc)
+        parametrize(metafunc)
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        if found := collection.phase(item):
+        if found := phase(item):
             item.add_marker(found)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         if self.session.options.plan_only:
-            live = [item for item in items if collection.phase(item) in LIVE_PHASES]
+            live = [item for item in items if phase(item) in LIVE_PHASES]
             self.config.hook.pytest_deselected(items=live)
             items[:] = [item for item in items if item not in live]
-        items[:] = collection.in_order(items, self.session.paths)
+        items[:] = in_order(items, self.session.paths)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

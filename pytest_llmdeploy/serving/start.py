@@ -29,6 +29,8 @@ _POLL_SECONDS = 0.2
 _PROBE_TOKENS = 4
 _PROBE_PROMPT = [11, 12, 13, 14]
 _COMPLETION_SECONDS = 60.0
+# A server to attach to is expected to be there.
+_ATTACH_SECONDS = 3.0
 
 
 def launch(spec: Spec, log: Path, progress: Progress) -> tuple[Server, ServerProcess]:
@@ -43,7 +45,8 @@ def launch(spec: Spec, log: Path, progress: Progress) -> tuple[Server, ServerPro
         process = ServerProcess(command, log)
     except (LaunchError, OSError) as error:
         raise ServerFailedError(str(error)) from None
-    endpoint = Endpoint(f"http://127.0.0.1:{port}", command.environment.get("VLLM_API_KEY"))
+    key = command.environment.get("VLLM_API_KEY", os.environ.get("VLLM_API_KEY"))
+    endpoint = Endpoint(f"http://127.0.0.1:{port}", key)
     try:
         return _Start(spec, endpoint, progress, process).ready(), process
     except BaseException:
@@ -103,7 +106,7 @@ class _Start:
 
     def _wait_for_health(self) -> None:
         allowed = self.spec.serve.startup_timeout
-        seconds = allowed.seconds if self.process else min(10.0, allowed.seconds)
+        seconds = allowed.seconds if self.process else _ATTACH_SECONDS
         while not self.endpoint.is_healthy():
             if self.process and self.process.returncode is not None:
                 raise self._failed()

