@@ -8,21 +8,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 
-_NUMBER = re.compile(r"([+-]?\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([a-zA-Zµ/%]*)", re.ASCII)
+_NUMBER = re.compile(r"([+-]?\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)\s*([a-zA-Zµ/%]*)", re.ASCII)
+_ENORMOUS = 1e18
 
 
-def _exact(number: str, scale: float) -> float:
-    """`number` × `scale`, exact where the text is a whole number."""
-    digits = number.replace("_", "")
-    try:
-        return int(digits) * scale
-    except ValueError:
-        return float(digits) * scale
+def _exact(number: str, scale: float) -> Decimal:
+    """`number` × `scale` as people calculate it: in floats, 7 × 0.01 is not 0.07."""
+    value = Decimal(number.replace("_", ""))
+    return value * round(scale) if scale >= 1 else value / round(1 / scale)
 
 
 class _Quantity:
@@ -32,7 +31,7 @@ class _Quantity:
     scales: ClassVar[Mapping[str, float]]
     example: ClassVar[str]
     bare_numbers: ClassVar[bool] = True
-    highest: ClassVar[float] = math.inf
+    highest: ClassVar[float] = _ENORMOUS
 
     @classmethod
     def parse(cls, raw: object) -> Self:
@@ -44,14 +43,14 @@ class _Quantity:
         if isinstance(raw, cls):
             return raw
         value = cls._value(raw)
-        if not math.isfinite(value) or value < 0 or value > cls.highest:
-            bounds = "0 or more" if cls.highest == math.inf else f"from 0 to {cls.highest:g}"
+        if not 0 <= value <= cls.highest:
+            bounds = "0 or more" if cls.highest == _ENORMOUS else f"from 0 to {cls.highest:g}"
             msg = f"{raw!r} is out of range: write a {cls.__name__.lower()} {bounds}"
             raise ValueError(msg)
         return cls(value)  # type: ignore[call-arg]
 
     @classmethod
-    def _value(cls, raw: object) -> float:
+    def _value(cls, raw: object) -> float | Decimal:
         if cls.bare_numbers and isinstance(raw, int | float) and not isinstance(raw, bool):
             return raw
         match = _NUMBER.fullmatch(raw.strip()) if isinstance(raw, str) else None
@@ -125,13 +124,6 @@ class Fraction(_Quantity, float):
     example = '"85%"'
     scales: ClassVar = {"%": 0.01}
     highest = 1.0
-
-    @classmethod
-    def _value(cls, raw: object) -> float:
-        value = super()._value(raw)
-        percent = isinstance(raw, str) and raw.strip().endswith("%")
-        # 7 * 0.01 is not 0.07: dividing is what rounds as the reader expects.
-        return float(raw.strip()[:-1]) / 100 if percent and isinstance(raw, str) else value
 
     __str__ = _Quantity.__str__
 

@@ -20,8 +20,11 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_INT = re.compile(r"[+-]?(?:0|[1-9][\d_]*)", re.ASCII)
-_FLOAT = re.compile(r"[+-]?(?:\d[\d_]*)?\.?\d+(?:[eE][+-]?\d+)?", re.ASCII)
+# Longer numbers than these are texts, and no key takes them.
+_INT = re.compile(r"[+-]?(?:0|[1-9](?:_?\d){0,17})", re.ASCII)
+_FLOAT = re.compile(
+    r"[+-]?(?:0|[1-9]\d{0,17})?(?:\.\d+|(?<=\d)(?=[eE]))(?:[eE][+-]?\d{1,2})?", re.ASCII
+)
 _CONSTANTS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
@@ -123,16 +126,17 @@ def read_document(path: Path) -> Document:
         SpecError: when the file can't be read, is not YAML, or uses what specs may not.
     """
     try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SpecError([Problem(path, 1, "", f"cannot be read: {error.strerror}")]) from None
+    if len(raw) > MAX_BYTES:
+        raise SpecError([Problem(path, 1, "", f"is larger than {MAX_BYTES:,} bytes")])
+    try:
+        return _parse(path, raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise SpecError([Problem(path, line, "", "is not UTF-8 text")]) from None
-    if len(raw) > MAX_BYTES:
-        raise SpecError([Problem(path, 1, "", f"is larger than {MAX_BYTES:,} bytes")])
-    return _parse(path, text)
 
 
 def _parse(path: Path, text: str) -> Document:

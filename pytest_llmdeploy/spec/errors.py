@@ -27,9 +27,9 @@ class Problem:
 class FaultError(ValueError):
     """A fault that a record finds in itself; `key` is where, seen from the record."""
 
-    def __init__(self, key: str, message: str) -> None:
+    def __init__(self, key: KeyPath, message: str) -> None:
         super().__init__(message)
-        self.key: KeyPath = tuple(key.split(".")) if key else ()
+        self.key = key
 
 
 class SpecError(Exception):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 
 from pytest_llmdeploy.spec.document import Document, read_document
 from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, SpecError, nearest
@@ -17,12 +17,14 @@ _WHAT_IS_ALLOWED = {
     "missing": "is required",
     "string_type": "write a text",
     "int_type": "write a whole number",
+    "float_type": "write a number",
     "bool_type": "write true or false",
     "model_type": "write a mapping of keys",
     "model_attributes_type": "write a mapping of keys",
     "mapping_type": "write a mapping of keys",
     "tuple_type": "write a list",
 }
+_MOST_SHOWN = 20
 
 
 def load_spec(path: Path) -> Spec:
@@ -52,11 +54,16 @@ def looks_like_spec(path: Path) -> bool:
 
 
 def _problems(document: Document, error: ValidationError) -> Iterator[Problem]:
-    for fault in error.errors(include_url=False):
-        key = tuple(part for part in fault["loc"] if part != "[key]")
+    faults = error.errors(include_url=False)
+    for fault in faults[:_MOST_SHOWN]:
+        key = fault["loc"]
+        if key not in document.lines:
+            key = tuple(part for part in key if part != "[key]")
         found = fault.get("ctx", {}).get("error")
         within = found.key if isinstance(found, FaultError) else ()
         yield document.problem((*key, *within), _message(key, fault))
+    if (more := len(faults) - _MOST_SHOWN) > 0:
+        yield document.problem((), f"and {more:,} more")
 
 
 def _message(key: KeyPath, fault: Mapping[str, Any]) -> str:
@@ -77,13 +84,12 @@ def _known_keys(key: KeyPath) -> list[str]:
     """The keys that the mapping at `key` may have."""
     model: Any = Spec
     for part in key:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        model = _record_in(field.annotation) if field else None
-        if model is None:
-            return []
-    return list(model.model_fields)
+        # Other parts are places in a list, or keys of a mapping that the user names.
+        if field := model.model_fields.get(part):
+            model = _record_in(field.annotation) or model
+    aliases = (field.validation_alias for field in model.model_fields.values())
+    choices = (alias.choices for alias in aliases if isinstance(alias, AliasChoices))
+    return sorted({*model.model_fields, *(str(name) for names in choices for name in names)})
 
 
 def _record_in(annotation: Any) -> type[BaseModel] | None:

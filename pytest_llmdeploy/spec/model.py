@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from pytest_llmdeploy.facts import Gpu, gpus, vllm_flags
 from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, dotted, nearest
@@ -47,7 +47,7 @@ class Engine(Record):
             SpecifierSet(self.version)
         except InvalidSpecifier:
             msg = f'found {self.version!r}: write a version range, for instance ">=0.30"'
-            raise FaultError("version", msg) from None
+            raise FaultError(("version",), msg) from None
         return self
 
 
@@ -150,6 +150,13 @@ class EnvironmentValue(Record):
         msg = f"{raw!r} is not a text: put it in quotes, or write {{from_env: NAME}}"
         raise ValueError(msg)
 
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if (self.text is None) == (self.from_env is None):
+            msg = "write a text, or {from_env: NAME}"
+            raise ValueError(msg)
+        return self
+
 
 # Keys that have a better place in the spec, or that the gate sets itself.
 _ELSEWHERE = {
@@ -169,7 +176,8 @@ _ELSEWHERE = {
     "hf_token": "secrets come from the environment: serve.env: {HF_TOKEN: {from_env: …}}",
 }
 
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
+# Not TOKENIZERS_PARALLELISM, nor a number of TOKENS.
+_SECRET = re.compile(r"KEY|TOKEN(?!IZ|S)|SECRET|PASSWORD|CREDENTIAL")
 
 
 class Serve(Record):
@@ -197,46 +205,50 @@ class Serve(Record):
     def _knows_every_flag(self) -> Self:
         for name, value in (self.model_extra or {}).items():
             if name in _ELSEWHERE:
-                raise FaultError(name, _ELSEWHERE[name])
+                raise FaultError((name,), _ELSEWHERE[name])
             if name not in vllm_flags():
-                raise FaultError(name, f"vLLM has no such flag: {nearest(name, vllm_flags())}")
+                raise FaultError((name,), f"vLLM has no such flag: {nearest(name, vllm_flags())}")
             if vllm_flags()[name].kind in {"boolean", "switch"} and not isinstance(value, bool):
-                raise FaultError(name, f"found {value!r}: this flag takes true or false")
+                raise FaultError((name,), f"found {value!r}: this flag takes true or false")
         return self
 
     @model_validator(mode="after")
     def _keeps_secrets_out(self) -> Self:
         for name, value in self.env.items():
             if not EnvironmentName.fullmatch(name):
-                raise FaultError(f"env.{name}", "not a name for an environment variable")
+                raise FaultError(("env", name), "not a name for an environment variable")
             if value.text is not None and _SECRET.search(name.upper()):
                 msg = f"a secret is not written into a spec: write {{from_env: {name}}}"
-                raise FaultError(f"env.{name}", msg)
+                raise FaultError(("env", name), msg)
         return self
 
     @model_validator(mode="after")
     def _says_each_flag_once(self) -> Self:
-        given = self.model_fields_set | set(self.model_extra or {})
+        given = {name: f"serve.{name}" for name in self.model_fields_set}
         aliases = {a: name for name, flag in vllm_flags().items() for a in flag.aliases}
-        for argument in self.extra_args:
+        for index, argument in enumerate(self.extra_args):
             option = argument.partition("=")[0]
+            if not option.startswith("-"):
+                continue
             name = aliases.get(option, option.removeprefix("--").replace("-", "_"))
-            if option.startswith("-") and name in _ELSEWHERE:
-                raise FaultError(
-                    "extra_args", f"{argument!r} has its own place: {_ELSEWHERE[name]}"
-                )
-            if option.startswith("-") and name in given:
-                raise FaultError(
-                    "extra_args", f"{argument!r} is given twice: it is also serve.{name}"
-                )
+            name = name if name in vllm_flags() else name.removeprefix("no_")
+            if name in _ELSEWHERE:
+                # Not the argument: it may be a secret.
+                message = f"{option!r} has its own place: {_ELSEWHERE[name]}"
+                raise FaultError(("extra_args", index), message)
+            if name in given:
+                message = f"{option!r} is given twice: it is also {given[name]}"
+                raise FaultError(("extra_args", index), message)
+            if name in vllm_flags() and vllm_flags()[name].kind != "repeated":
+                given[name] = f"serve.extra_args[{index}]"
         return self
 
 
 class LogNormal(Record):
     """Token counts whose logarithm is normal: `mean` and `sigma` are those of the logarithm."""
 
-    mean: float = Field(strict=False)
-    sigma: float = Field(gt=0, strict=False)
+    mean: float = Field(allow_inf_nan=False)
+    sigma: float = Field(gt=0, allow_inf_nan=False)
     min: int = Field(default=1, ge=1)
     max: int = Field(ge=1)
 
@@ -281,7 +293,7 @@ class Tokens(Record):
 class Arrival(Record):
     """How requests arrive: poisson, constant, or gamma with a burstiness (1 is poisson)."""
 
-    gamma: float = Field(gt=0, strict=False)
+    gamma: float = Field(gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -301,8 +313,8 @@ Limits = Mapping[Percentile, Duration]
 class WorkloadRequire(Record):
     """What the deployment must achieve under one workload; each key becomes a row or more."""
 
-    ttft: Limits = Field(default_factory=dict)
-    tpot: Limits = Field(default_factory=dict)
+    ttft: Limits = Field(default_factory=dict, validation_alias=AliasChoices("ttft", "prefill"))
+    tpot: Limits = Field(default_factory=dict, validation_alias=AliasChoices("tpot", "decode"))
     itl: Limits = Field(default_factory=dict)
     e2el: Limits = Field(default_factory=dict)
     stall: Limits = Field(default_factory=dict)
@@ -313,17 +325,12 @@ class WorkloadRequire(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain_words(cls, raw: Any) -> Any:
-        if not isinstance(raw, Mapping):
-            return raw
-        renamed = dict(raw)
+    def _says_it_once(cls, raw: Any) -> Any:
         for plain, term in (("prefill", "ttft"), ("decode", "tpot")):
-            if plain in renamed and term in renamed:
+            if isinstance(raw, Mapping) and {plain, term} <= raw.keys():
                 msg = f"{plain} and {term} are the same requirement: keep one"
                 raise ValueError(msg)
-            if plain in renamed:
-                renamed[term] = renamed.pop(plain)
-        return renamed
+        return raw
 
     @property
     def latency(self) -> Mapping[str, Limits]:
@@ -350,16 +357,16 @@ class Workload(Record):
     def _is_one_kind_of_loop(self) -> Self:
         if not Name.fullmatch(self.name):
             raise FaultError(
-                "name", f"found {self.name!r}: write letters, digits, '.', '_' and '-'"
+                ("name",), f"found {self.name!r}: write letters, digits, '.', '_' and '-'"
             )
         if (self.rate is None) == (self.concurrency is None):
             msg = "give either rate (open loop) or concurrency (closed loop)"
             raise ValueError(msg)
         if self.rate is not None and not self.rate:
-            raise FaultError("rate", "a rate of 0 sends nothing")
+            raise FaultError(("rate",), "a rate of 0 sends nothing")
         if self.require.keeps_up and self.rate is None:
             msg = "needs a rate: a closed loop waits for the server"
-            raise FaultError("require.keeps_up", msg)
+            raise FaultError(("require", "keeps_up"), msg)
         return self
 
 
@@ -428,13 +435,13 @@ class Spec(Record):
     def _is_consistent(self) -> Self:
         names = [workload.name for workload in self.workloads]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise FaultError("workloads", f"the name {min(twice)!r} is given twice")
+            raise FaultError(("workloads",), f"the name {min(twice)!r} is given twice")
         if not 0.5 <= self.confidence < 1:  # noqa: PLR2004 - below a coin's toss is no confidence
             msg = f"found {self.confidence}: write 50 % or more, and less than 100 %"
-            raise FaultError("confidence", msg)
+            raise FaultError(("confidence",), msg)
         for key, reason in self.waive.items():
             if not reason.strip():
-                raise FaultError(f"waive.{key}", "say why")
+                raise FaultError(("waive", key), "say why")
         return self
 
     @property

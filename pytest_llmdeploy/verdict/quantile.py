@@ -63,7 +63,8 @@ class Quantile:
             unit="ms",
             margin=_margin(limit, bound),
             evidence=self._evidence(decision),
-            hint="" if decision.answer is not None else self._what_it_takes(decision),
+            hint=self.problem
+            or ("" if decision.answer is not None else self._what_it_takes(decision)),
         )
 
     def decide(self, limit: float) -> Decision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -57,13 +57,19 @@ class Readings:
         if unread := self._unread(requirement, tolerance):
             return unread
         mean = math.fsum(self._values.values()) / len(self._values)
-        spread = {
-            name: Evidence(abs(value - mean) / mean if mean else 0.0, "fraction", "calculated")
-            for name, value in self._values.items()
-        }
-        judgement = Readings(spread).at_most(tolerance)
-        evidence = {**self.as_evidence(), "worst": judgement.evidence["worst"], "mean": mean}
-        return replace(judgement, requirement=requirement, evidence=evidence)
+        deviations = {name: _deviation(value, mean) for name, value in self._values.items()}
+        worst = max(deviations, key=deviations.__getitem__)
+        good, margin = _below(deviations[worst], tolerance)
+        return judged(
+            good,
+            requirement,
+            _join(show(deviations[worst], "fraction"), _named(worst)),
+            measured=deviations[worst],
+            limit=tolerance,
+            unit="fraction",
+            margin=margin,
+            evidence={**self.as_evidence(), "worst": worst, "mean": mean},
+        )
 
     def hold(self, about: str = "") -> Judgement:
         """Every entry is 1; `about` is what they are ("pairs")."""
@@ -124,7 +130,11 @@ class Readings:
         )
 
     def _unread(self, requirement: str, limit: float) -> Judgement | None:
-        missing = {name: e.problem for name, e in self.entries.items() if e.value is None}
+        missing = {
+            name: e.problem or "not a finite number"
+            for name, e in self.entries.items()
+            if e.value is None or not math.isfinite(e.value)
+        }
         if self.entries and not missing:
             return None
         texts = [_join(text, _named(name)) for name, text in missing.items()]
@@ -147,6 +157,12 @@ def _evidence(item: float | Evidence) -> Evidence:
         return item
     unit = getattr(item, "unit", "")
     return Evidence(float(item), unit, "given by the check")
+
+
+def _deviation(value: float, mean: float) -> float:
+    if value == mean:
+        return 0.0
+    return abs(value - mean) / abs(mean) if mean else math.inf
 
 
 def _below(value: float, limit: float) -> tuple[bool, float | None]:

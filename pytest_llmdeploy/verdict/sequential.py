@@ -77,9 +77,8 @@ class SequentialTest:
     @cached_property
     def _fail_atoms(self) -> Sequence[tuple[float, float, float]]:
         q0 = self.allowed
-        # Multiples of q0 leave [0, 1] when q0 is large; shares of what is left over q0 do not.
-        points = {q0 * share for share in _FAIL_SHARES if q0 * share < 1}
-        points |= {q0 + (1 - q0) * share for share in (1 / 4, 1 / 2, 15 / 16)}
+        # Halfway from q0 to 1 is always there; a large q0 leaves few multiples under 1.
+        points = {q0 * share for share in _FAIL_SHARES if q0 * share < 1} | {(1 + q0) / 2}
         return [_atom(1 / len(points), point, q0) for point in sorted(points)]
 
 

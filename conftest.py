@@ -1,3 +1,0 @@
-"""What all tests of this repository share."""
-
-pytest_plugins = ["pytester"]

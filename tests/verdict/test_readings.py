@@ -1,0 +1,159 @@
+"""Readings are judged by their worst entry, and what was not read is never a pass."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_llmdeploy.evidence import Evidence, Judgement, Status
+from pytest_llmdeploy.units import Bytes
+from pytest_llmdeploy.verdict import Readings
+
+Judge = Callable[[Readings], Judgement]
+JUDGES: dict[str, Judge] = {
+    "at_most": lambda readings: readings.at_most(1e9),
+    "at_least": lambda readings: readings.at_least(-1e9),
+    "equals": lambda readings: readings.equals(1),
+    "within": lambda readings: readings.within(1e9),
+    "hold": lambda readings: readings.hold("pairs"),
+}
+every_judge = pytest.mark.parametrize("judge", JUDGES.values(), ids=JUDGES.keys())
+
+
+def devices(**values: float) -> Readings:
+    """One reading per device."""
+    return Readings.of(values)
+
+
+class TestComparisons:
+    """at_most, at_least and equals."""
+
+    def test_at_most_names_the_highest(self) -> None:
+        """One device over the limit fails all, and is named."""
+        judgement = devices(gpu0=70, gpu1=91, gpu2=80).at_most(90, "on each GPU")
+        assert judgement.status is Status.FAIL
+        assert (judgement.requirement, judgement.result) == ("≤ 90 on each GPU", "91 (gpu1)")
+        assert (judgement.measured, judgement.evidence["worst"]) == (91, "gpu1")
+        assert judgement.margin == pytest.approx(-1 / 90)
+
+    def test_at_least_names_the_lowest(self) -> None:
+        """The requirement prints in the unit of what was read."""
+        judgement = Readings.of({"gpu0": Bytes(9 * 1024**3), "gpu1": Bytes(7 * 1024**3)}).at_least(
+            Bytes(8 * 1024**3)
+        )
+        assert judgement.status is Status.FAIL
+        assert (judgement.requirement, judgement.result) == ("≥ 8 GiB", "7 GiB (gpu1)")
+        assert judgement.margin == pytest.approx(-1 / 8)
+
+    @pytest.mark.parametrize("odd", [6, 10])
+    def test_equals_names_the_one_furthest_away(self, odd: int) -> None:
+        """Too few and too many both fail."""
+        judgement = devices(a=8, b=odd, c=7).equals(8)
+        assert (judgement.status, judgement.result) == (Status.FAIL, f"{odd} (b)")
+
+    def test_the_limit_itself_passes(self) -> None:
+        """Limits are inclusive, both ways."""
+        readings = Readings.of(8)
+        judgements = [readings.at_most(8), readings.at_least(8), readings.equals(8)]
+        assert [judgement.status for judgement in judgements] == [Status.PASS] * 3
+
+    def test_a_single_value_has_no_name(self) -> None:
+        """Where there is one value, nothing is named."""
+        assert Readings.of(3).at_most(2).result == "3"
+
+    @settings(deadline=None)
+    @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(-1e6, 1e6))
+    def test_passes_if_and_only_if_every_entry_does(
+        self, values: list[float], limit: float
+    ) -> None:
+        """The worst entry decides for all."""
+        readings = Readings.of({str(n): value for n, value in enumerate(values)})
+        assert readings.at_most(limit).status.is_green == all(v <= limit for v in values)
+        assert readings.at_least(limit).status.is_green == all(v >= limit for v in values)
+        assert readings.equals(limit).status.is_green == all(v == limit for v in values)
+
+
+class TestWithin:
+    """Balance, as max |x − mean| / mean."""
+
+    @pytest.mark.parametrize(
+        ("values", "deviation", "worst"),
+        [
+            ([1.0] * 7 + [0.8], 0.179, "7"),
+            ([1.2] + [1.0] * 7, 0.171, "0"),
+            ([1.05] * 4 + [0.95] * 4, 0.05, "0"),
+            ([1.0] * 7 + [0.0], 1.0, "7"),
+            ([15, 15, 16, 15], 0.049, "2"),
+        ],
+        ids=["one-slow", "one-busy", "two-halves", "one-idle", "61-layers"],
+    )
+    def test_deviation(self, values: list[float], deviation: float, worst: str) -> None:
+        """The published figures of eight ranks, and the rank that is at fault."""
+        judgement = Readings.of({str(n): v for n, v in enumerate(values)}).within(0.05 + 1e-9)
+        assert judgement.measured == pytest.approx(deviation, abs=5e-4)
+        assert judgement.evidence["worst"] == worst
+        assert judgement.status.is_green == (deviation <= 0.05)
+
+    def test_the_row_says_the_deviation(self) -> None:
+        """Requirement and result are fractions whatever was read; the evidence is what was read."""
+        judgement = devices(gpu0=90, gpu1=110).within(0.05, "in each stage")
+        assert judgement.requirement == "within 5 % in each stage"
+        assert judgement.result == "10 % (gpu0)"
+        assert judgement.unit == "fraction"
+        assert judgement.evidence["mean"] == 100
+        assert judgement.evidence["readings"]["gpu1"]["value"] == 110
+
+    def test_all_idle_is_balanced(self) -> None:
+        """Nothing anywhere deviates from nothing."""
+        assert devices(a=0, b=0).within(0.0).status is Status.PASS
+
+    @pytest.mark.parametrize("values", [(-1, -3), (-1, 1)])
+    def test_a_mean_that_is_not_positive_hides_nothing(self, values: tuple[int, int]) -> None:
+        """Negative headrooms deviate as much as positive ones."""
+        assert devices(a=values[0], b=values[1]).within(0.05).status is Status.FAIL
+
+
+class TestHold:
+    """Yes or no for every entry."""
+
+    def test_names_what_is_missing(self) -> None:
+        """The count, and the first that does not hold."""
+        judgement = devices(ab=1, ac=0, bc=0).hold("pairs")
+        assert judgement.status is Status.FAIL
+        assert (judgement.requirement, judgement.result) == ("all 3 pairs", "1 of 3, not ac")
+        assert judgement.evidence["missing"] == ["ac", "bc"]
+
+    def test_all_hold(self) -> None:
+        """Every entry is 1."""
+        judgement = devices(ab=1, ac=1).hold("pairs")
+        assert (judgement.status, judgement.result) == (Status.PASS, "2 of 2")
+
+
+class TestUnread:
+    """Nothing read is never a pass."""
+
+    @every_judge
+    def test_an_unread_entry_is_an_error(self, judge: Judge) -> None:
+        """One device that can't be read spoils the row, which says why and which."""
+        lost = Evidence(None, "B", "nvml", problem="lost: fallen off the bus")
+        judgement = judge(Readings.of({"gpu0": 1, "gpu3": lost}))
+        assert judgement.status is Status.ERROR
+        assert judgement.result == "lost: fallen off the bus (gpu3)"
+
+    @every_judge
+    def test_nothing_at_all_is_an_error(self, judge: Judge) -> None:
+        """No devices do not satisfy every requirement on devices."""
+        judgement = judge(Readings.of({}))
+        assert (judgement.status, judgement.result) == (Status.ERROR, "nothing could be read")
+
+    @every_judge
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_what_is_no_number_is_an_error(self, judge: Judge, value: float, place: int) -> None:
+        """NaN compares false with everything; it must not hide behind an entry that passes."""
+        entries: list[tuple[str, float | Evidence]] = [("good", 1.0)]
+        entries.insert(place, ("odd", value))
+        judgement = judge(Readings.of(dict(entries)))
+        assert (judgement.status, judgement.result) == (Status.ERROR, "not a finite number (odd)")
