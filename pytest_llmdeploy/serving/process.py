@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -19,9 +20,13 @@ from pytest_llmdeploy.serving import supervisor
 from pytest_llmdeploy.serving.command import Command
 from pytest_llmdeploy.serving.server import Stopped
 
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 10.0
 _SPAWN_SECONDS = 20.0
 _TAIL_BYTES = 256 * 1024
+# It is under TMPDIR unless it is named, and with a fresh one torch would compile anew each time.
+_KEPT = {
+    "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
+}
 
 
 class ServerProcess:
@@ -34,7 +39,6 @@ class ServerProcess:
         # Unix sockets allow 107 characters for a path: keep it short.
         self._folder = Path(tempfile.mkdtemp(prefix="llmd-"))
         self._status = self._folder / "status.json"
-        self._tree: list[psutil.Process] = []
         self._stopped: Stopped | None = None
         scratch = self._folder / "tmp"
         scratch.mkdir()
@@ -42,7 +46,7 @@ class ServerProcess:
         lifeline, self._lifeline = os.pipe()
         script = [sys.executable, "-I", supervisor.__file__]
         given = [str(lifeline), str(self._status), str(scratch), str(GRACE_SECONDS), "--"]
-        environment = {**os.environ, **command.environment, "TMPDIR": str(scratch)}
+        environment = {**_KEPT, **os.environ, **command.environment, "TMPDIR": str(scratch)}
         with log.open("wb") as output:
             self._supervisor = subprocess.Popen(
                 [*script, *given, *command.argv],

@@ -1,0 +1,161 @@
+"""Runs of the gate on a real vLLM, in processes of their own, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from pytest_llmdeploy.serving import Server
+from pytest_llmdeploy.serving.start import launch
+from pytest_llmdeploy.spec import load_spec
+from tests.specs import REPOSITORY
+
+TINY = REPOSITORY / "specs" / "tiny-llama-cpu.yaml"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs a vLLM."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("vllm")
+
+
+@dataclass
+class Run:
+    """One run of the gate: its process, and when it has ended, what it printed and reported."""
+
+    process: subprocess.Popen[str]
+    report_path: Path
+    cache: Path
+    output: str = ""
+
+    def finish(self, timeout: float = 240) -> Run:
+        self.output = self.process.communicate(timeout=timeout)[0]
+        return self
+
+    @property
+    def returncode(self) -> int:
+        return self.process.returncode
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        (entry,) = json.loads(self.report_path.read_text())["specs"]
+        assert isinstance(entry, dict)
+        return entry
+
+    def row(self, check: str) -> dict[str, Any]:
+        return next(row for row in self.entry["rows"] if row["check"] == check)
+
+    def statuses(self) -> dict[str, str]:
+        return {row["id"].partition("::")[2]: row["status"] for row in self.entry["rows"]}
+
+    def completions(self) -> int:
+        """How many the server has begun to answer: each is a line of its log."""
+        logs = self.cache.glob("d/llmdeploy/*.log")
+        return sum(log.read_bytes().count(b"POST /v1/completions") for log in logs)
+
+    def server_processes(self) -> list[psutil.Process]:
+        """What runs below the gate now."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_for(self, what: Callable[[], Any], seconds: float = 120) -> Any:
+        """The first true answer of `what`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if answer := what():
+                return answer
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.1)
+        pytest.fail(f"nothing came of {what} in {seconds} s")
+
+    def worker(self) -> psutil.Process | None:
+        """A vLLM worker below the gate."""
+        found = (p for p in self.server_processes() if _title(p).startswith("VLLM::Worker"))
+        return next(found, None)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts runs of the gate; afterwards, nothing that they started may be there."""
+    before = set(vllm_processes())
+    runs: list[Run] = []
+
+    def start(*arguments: str | Path) -> Run:
+        report_path = tmp_path / "report.json"
+        command = [sys.executable, "-m", "pytest", "--deploy-report", str(report_path)]
+        command += ["-pno:hypothesispytest", f"-ocache_dir={tmp_path / 'cache'}"]
+        command += map(str, arguments)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=REPOSITORY,
+            env={**os.environ, "COLUMNS": "80"},
+        )
+        runs.append(Run(process, report_path, tmp_path / "cache"))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGKILL)
+            run.process.communicate()
+    assert_nothing_left(before)
+
+
+def assert_nothing_left(before: set[psutil.Process]) -> None:
+    """No vLLM process that was not there before; the last ones get a few seconds to be reaped."""
+    deadline = time.monotonic() + 30
+    while left := set(vllm_processes()) - before:
+        assert time.monotonic() < deadline, [(_title(p), p.pid) for p in left]
+        time.sleep(0.2)
+
+
+def vllm_processes() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter() if "vllm" in _title(p).lower()]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(filter(None, process.cmdline()[:4]))
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture
+def tiny_spec(tmp_path: Path) -> Callable[..., Path]:
+    """The demo's spec with top-level keys merged in, written where the model is found."""
+
+    def write(**overrides: Any) -> Path:
+        document = yaml.safe_load(TINY.read_text())
+        document["model"]["id"] = str(TINY.parent / "models" / "tiny-llama")
+        for key, value in overrides.items():
+            merged = isinstance(value, dict) and isinstance(document.get(key), dict)
+            document[key] = {**document[key], **value} if merged else value
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One running vLLM for all tests of a module."""
+    log = tmp_path_factory.mktemp("tiny") / "server.log"
+    server, process = launch(load_spec(TINY), log, lambda _text: None)
+    yield server
+    assert not process.stop().processes
