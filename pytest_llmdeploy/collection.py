@@ -73,6 +73,7 @@ class SpecFile(pytest.Module):
         return False
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        self.config.stash[SESSION].node_ids[self.path] = self.nodeid
         for item in super().collect():
             if isinstance(item, pytest.Function):
                 requirement = cast("Requirement", item.callspec.params["_requirement"])

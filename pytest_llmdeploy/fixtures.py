@@ -27,6 +27,8 @@ SESSION: pytest.StashKey[Session] = pytest.StashKey()
 class NotServing(Failed):
     """There is no server to check; the text says why."""
 
+    __module__ = "builtins"
+
 
 @pytest.fixture(scope="session")
 def _deployment(request: pytest.FixtureRequest) -> Iterator[Any]:

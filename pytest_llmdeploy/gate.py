@@ -127,8 +127,8 @@ class Gate:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.progress.clear()
-        if (row := row_in(report)) is not None:
-            self.session.rows[report.nodeid] = row
+        if (found := row_in(report)) is not None:
+            self.session.add_row(*found)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -152,7 +152,8 @@ class Gate:
         """Whether the outcome may be 0: something was decided, and nothing that was run was left
         open.
         """
-        statuses = [row.status for row in self.session.rows.values()]
+        rows = [row for found in self.session.rows.values() for row in found.values()]
+        statuses = [row.status for row in rows]
         return any(status.is_decided for status in statuses) and all(
             status.is_green for status in statuses
         )

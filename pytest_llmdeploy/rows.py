@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +13,6 @@ from pytest_llmdeploy.checks.expect import explanation
 from pytest_llmdeploy.evidence import Judgement, Row, Status
 from pytest_llmdeploy.fixtures import NotServing
 from pytest_llmdeploy.session import phase_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 REQUIREMENT: pytest.StashKey[Requirement] = pytest.StashKey()
 EXPECT: pytest.StashKey[Expect] = pytest.StashKey()
@@ -44,17 +41,19 @@ def attach_row(
         report.outcome = "skipped"
         report.wasxfail = f"waived: {requirement.waived}"
     row = _row(item, requirement, judgement)
-    entry = (_PROPERTY, json.dumps(row.to_json(), allow_nan=False))
+    entry = (_PROPERTY, json.dumps({"spec": str(item.path), **row.to_json()}, allow_nan=False))
     for properties in (item.user_properties, report.user_properties):
         properties[:] = [pair for pair in properties if pair[0] != _PROPERTY]
         properties.append(entry)
 
 
-def row_in(report: pytest.TestReport) -> Row | None:
-    """The row that travels with a report, if any."""
-    found: Iterable[object] = (value for name, value in report.user_properties if name == _PROPERTY)
-    text = next(iter(found), None)
-    return Row.from_json(json.loads(text)) if isinstance(text, str) else None
+def row_in(report: pytest.TestReport) -> tuple[Path, Row] | None:
+    """The row that travels with a report, and the file of its spec."""
+    found = [value for name, value in report.user_properties if name == _PROPERTY]
+    if not found:
+        return None
+    fields = json.loads(str(found[0]))
+    return Path(fields.pop("spec")), Row.from_json(fields)
 
 
 def _judgement(
@@ -90,7 +89,7 @@ def _without(item: pytest.Item, status: Status, result: str) -> Judgement:
     requirement = item.stash[REQUIREMENT]
     decided = _recorded(item)
     wanted = decided.requirement if decided else _wanted(requirement)
-    hint = "" if status is Status.SKIPPED else requirement.check.hint
+    hint = requirement.check.hint if status is Status.FAIL else ""
     return Judgement(status=status, requirement=wanted, result=result, hint=hint)
 
 

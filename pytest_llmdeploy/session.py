@@ -37,7 +37,9 @@ class SpecItems:
 
 @dataclass
 class Session:
-    """One for each run. `paths` are the spec files, `import_module` imports a user's checks."""
+    """One for each run. `paths` are the spec files, `import_module` imports a user's checks;
+    `rows` are by spec and item, `node_ids` of the files that pytest collected here.
+    """
 
     root: Path
     paths: Sequence[Path]
@@ -46,7 +48,8 @@ class Session:
     import_module: Callable[[Path], ModuleType]
     log_folder: Path
     progress: Callable[[str], None] = lambda _text: None
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[Path, dict[str, Row]] = field(default_factory=dict)
+    node_ids: dict[Path, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     _loaded: dict[Path, SpecItems | SpecError] = field(default_factory=dict)
     _deployments: dict[Path, Deployment] = field(default_factory=dict)
@@ -89,30 +92,19 @@ class Session:
             self._deployments[path] = Deployment(spec, log, self.options.url, self.progress)
         return self._deployments[path]
 
+    def add_row(self, path: Path, row: Row) -> None:
+        """A row of the spec in `path`; the last one of an item stands."""
+        self.rows.setdefault(path, {})[row.id.partition("::")[2]] = row
+
     def node_id(self, path: Path) -> str:
         """The id of a spec's file, as pytest shows it."""
-        try:
-            return path.relative_to(self.root).as_posix()
-        except ValueError:
-            return path.as_posix()
+        if path in self.node_ids:
+            return self.node_ids[path]
+        return path.relative_to(self.root).as_posix() if self.root in path.parents else path.name
 
     def checklists(self) -> list[Checklist]:
         """What became of every spec."""
         return [self._checklist(path) for path in self.paths]
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether preflight kept a live check from running."""
-        return any(
-            row.phase in LIVE_PHASES and row.status == "SKIPPED" and self._refusal(row)
-            for row in self.rows.values()
-        )
-
-    def _refusal(self, row: Row) -> bool:
-        return any(
-            deployment.refusal and row.id.startswith(f"{self.node_id(path)}::")
-            for path, deployment in self._deployments.items()
-        )
 
     def _checklist(self, path: Path) -> Checklist:
         prefix = self.node_id(path)
@@ -120,14 +112,14 @@ class Session:
             items = self.items(path)
         except SpecError as error:
             return Checklist(name=path.stem, path=prefix, broken=str(error))
-        rows = [row for id_, row in self.rows.items() if id_.startswith(f"{prefix}::")]
+        rows = list(self.rows.get(path, {}).values())
         # As in the checklist's own order, whatever order the phases ran in.
         order = {r.check.name: index for index, r in reversed(list(enumerate(items.requirements)))}
         rows.sort(key=lambda row: order.get(row.check, len(order)))
         missing = [
             (f"{prefix}::{requirement_id(requirement)}", requirement)
             for requirement in items.requirements
-            if f"{prefix}::{requirement_id(requirement)}" not in self.rows
+            if requirement_id(requirement) not in self.rows.get(path, {})
         ]
         plan_only = self.options.plan_only
         is_left_out = {id_: plan_only and phase_of(r.check) in LIVE_PHASES for id_, r in missing}

@@ -12,8 +12,6 @@ import pytest
 from tests.specs import STEADY, write_spec
 from tests.standin import Standin
 
-pytest_plugins = ["pytester"]
-
 REQUIRE = {"devices": 2, "balance": {"layers": "0%"}}
 PLAN_ROWS = {"feasible", "device_count", "layer_balance"}
 

@@ -15,6 +15,9 @@ from pytest_llmdeploy.verdict import Quantile, Readings
 class NotPassed(Failed):
     """A requirement is not met, or not decided; its text says what was required and found."""
 
+    # As pytest's own outcomes do, so that its summary shows no path before the text.
+    __module__ = "builtins"
+
     def __init__(self, text: str) -> None:
         super().__init__(text, pytrace=False)
 
@@ -89,20 +92,19 @@ class Expect:
             name = self.requirement.check.name
             msg = f"the check {name!r} decides twice: make a check of each"
             raise DecidedTwiceError(msg)
-        hint = judgement.hint or self.requirement.check.hint
-        hint = "" if judgement.status is Status.PASS else hint
-        self.judgement = replace(judgement, hint=hint)
+        # What could not be read is not mended by what the check would change.
+        decidable = judgement.status not in {Status.PASS, Status.ERROR}
+        hint = judgement.hint or (self.requirement.check.hint if decidable else "")
+        self.judgement = replace(judgement, hint="" if judgement.status is Status.PASS else hint)
         if judgement.status is not Status.PASS:
             raise NotPassed(explanation(self.requirement.item, self.judgement))
 
 
 def explanation(item: str, judgement: Judgement) -> str:
     """The text of a test that did not pass."""
-    lines = [
-        f"{item}: {judgement.status}",
-        f"  required: {judgement.requirement}",
-        f"  found:    {judgement.result}",
-    ]
+    lines = [f"{item}: {judgement.result}", f"  status:   {judgement.status}"]
+    if judgement.requirement:
+        lines.append(f"  required: {judgement.requirement}")
     if source := judgement.evidence.get("source"):
         lines.append(f"  read:     {source}")
     if judgement.hint:
