@@ -70,7 +70,11 @@ def new_session(endpoint: Endpoint) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=None, connect=10, sock_read=STALL_SECONDS),
-        headers={**endpoint.headers, "Content-Type": "application/json"},
+        headers={
+            **endpoint.headers,
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+        },
         read_bufsize=1024**2,
         auto_decompress=False,
         trust_env=not endpoint.is_loopback,

@@ -33,6 +33,7 @@ _NEXT_LOOK = 1.5
 # So many failures in a row, without one success, and nobody is there any more.
 _HOPELESS = 50
 _DEFAULT_VOCAB = 1000
+_MOST_BYTES = 16 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class _Run:
             with _quiet_collector():
                 async with self._watching(session):
                     pending = await self._send()
+                self.stop.set()
                 self.end = min(time.perf_counter(), self._deadline)
                 if self.rule.keeps_up is None:
                     self.service = self._service(self.end)
@@ -134,7 +136,6 @@ class _Run:
 
         tasks = {asyncio.create_task(place()) for _ in range(concurrency)}
         await self._stopped_before(self._deadline)
-        self.stop.set()
         return tasks
 
     async def _stopped_before(self, moment: float) -> bool:
@@ -160,7 +161,7 @@ class _Run:
     def _ended(self, index: int, sample: Sample) -> None:
         self.intervals.append((sample.due, sample.ended))
         self.failures_in_a_row = 0 if sample.is_ok else self.failures_in_a_row + 1
-        if self.failures_in_a_row >= _HOPELESS and not self.interrupted:
+        if self.failures_in_a_row >= _HOPELESS and not self.stop.is_set():
             self._interrupt(f"{_HOPELESS} requests in a row failed: {sample.detail}")
         if index >= 0:
             self.ended.append((index, sample))
@@ -229,16 +230,20 @@ class _Run:
         try:
             timeout = aiohttp.ClientTimeout(total=5)
             url = f"{self.target.endpoint.url}/metrics"
+            text = b""
             async with session.get(url, timeout=timeout) as response:
-                text = await response.content.read(16 * 1024**2)
-        except (aiohttp.ClientError, OSError, TimeoutError):
+                async for part in response.content.iter_any():
+                    text += part
+                    if len(text) > _MOST_BYTES:
+                        return
+            running = quick_total(text, b"vllm:num_requests_running")
+            preempted = quick_total(text, b"vllm:num_preemptions_total")
+        except (aiohttp.ClientError, OSError, ValueError):
             return
         now = time.time()
-        running = quick_total(text, b"vllm:num_requests_running")
         if running is not None:
             self.rule.running_peak = max(self.rule.running_peak, running)
             self.peak = Evidence(self.rule.running_peak, self.peak.unit, self.peak.source, now)
-        preempted = quick_total(text, b"vllm:num_preemptions_total")
         if preempted is not None:
             if self.preempted_before is None:
                 self.preempted_before = preempted

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 
@@ -85,7 +86,7 @@ class _Choice(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
@@ -103,10 +104,10 @@ def read_stream(
             continue
         try:
             event = _decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return Outcome.MALFORMED, stamps, f"{error}: {_excerpt(data)}"
         if event.error is not None:
-            return Outcome.SERVER_ERROR, stamps, _excerpt(bytes(event.error))
+            return Outcome.SERVER_ERROR, stamps, _excerpt(msgspec.json.encode(event.error))
         tokens = _tokens(event, counted)
         counted += tokens
         if tokens:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,11 @@ import requests
 from pytest_llmdeploy.probes.host import is_loopback
 from pytest_llmdeploy.probes.metrics import Metrics
 
-_TIMEOUTS = (3.0, 10.0)
+_CONNECT_SECONDS = 3.0
+_ANSWER_SECONDS = 10.0
 _MOST_BYTES = 16 * 1024**2
+_MOST_STREAMED_BYTES = 1024**2
+_PART_BYTES = 64 * 1024
 
 
 class EndpointError(Exception):
@@ -39,9 +42,10 @@ class Endpoint:
     def is_healthy(self) -> bool:
         """Whether /health answers 200; a vLLM that does may still be unable to serve."""
         try:
-            return bool(self._get("/health").status_code == requests.codes.ok)
+            status, _ = self._get("/health")
         except EndpointError:
             return False
+        return bool(status == requests.codes.ok)
 
     def version(self) -> str:
         return str(self._json("/version").get("version", ""))
@@ -55,9 +59,9 @@ class Endpoint:
         return data
 
     def metrics(self) -> Metrics:
-        response = self._ok("/metrics")
+        text = self._ok("/metrics").decode("utf-8", "replace")
         try:
-            return Metrics.parse(response.text, time.time())
+            return Metrics.parse(text, time.time())
         except ValueError as error:
             msg = f"{self.url}/metrics is not in Prometheus' text format: {error}"
             raise EndpointError(msg) from None
@@ -85,18 +89,18 @@ class Endpoint:
                     f"{self.url}/v1/completions",
                     json=body,
                     stream=True,
-                    timeout=(_TIMEOUTS[0], timeout),
+                    timeout=(_CONNECT_SECONDS, timeout),
                     allow_redirects=False,
                 )
-                return _completion(response, tokens, started)
+                return _completion(response, tokens, started, timeout)
         except requests.RequestException as error:
             msg = f"the test completion failed: {_reason(error)}"
             raise EndpointError(msg) from None
 
     def _json(self, path: str) -> Mapping[str, Any]:
         try:
-            data = json.loads(self._ok(path).text)
-        except ValueError:
+            data = json.loads(self._ok(path))
+        except (ValueError, RecursionError):
             msg = f"{self.url}{path} is not JSON"
             raise EndpointError(msg) from None
         if not isinstance(data, dict):
@@ -104,29 +108,27 @@ class Endpoint:
             raise EndpointError(msg)
         return data
 
-    def _ok(self, path: str) -> requests.Response:
-        response = self._get(path)
-        if response.status_code != requests.codes.ok:
-            msg = f"{self.url}{path} answers HTTP {response.status_code}"
+    def _ok(self, path: str) -> bytes:
+        status, body = self._get(path)
+        if status != requests.codes.ok:
+            msg = f"{self.url}{path} answers HTTP {status}"
             raise EndpointError(msg)
-        return response
+        return body
 
-    def _get(self, path: str) -> requests.Response:
+    def _get(self, path: str) -> tuple[int, bytes]:
+        """Status and body."""
         try:
             with self._session() as session:
                 response = session.get(
-                    self.url + path, timeout=_TIMEOUTS, stream=True, allow_redirects=False
+                    self.url + path,
+                    stream=True,
+                    timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
+                    allow_redirects=False,
                 )
-                # requests has no bound of its own: read, and keep, no more than this.
-                body = response.raw.read(_MOST_BYTES + 1, decode_content=True)
-        except (requests.RequestException, OSError) as error:
+                return response.status_code, b"".join(_parts(response, _ANSWER_SECONDS))
+        except requests.RequestException as error:
             msg = f"{self.url}{path} does not answer: {_reason(error)}"
             raise EndpointError(msg) from None
-        if len(body) > _MOST_BYTES:
-            msg = f"{self.url}{path} answers more than {_MOST_BYTES:,} bytes"
-            raise EndpointError(msg)
-        response._content = body  # noqa: SLF001 - the body was read above, within its bound
-        return response
 
     def _session(self) -> requests.Session:
         session = requests.Session()
@@ -144,19 +146,21 @@ class Completion:
     fingerprint: str
 
 
-def _completion(response: requests.Response, tokens: int, started: float) -> Completion:
+def _completion(
+    response: requests.Response, tokens: int, started: float, seconds: float
+) -> Completion:
     if response.status_code != requests.codes.ok:
-        text = response.raw.read(2000, decode_content=True).decode("utf-8", "replace")
+        text = b"".join(_parts(response, seconds))[:2000].decode("utf-8", "replace")
         msg = f"the test completion answers HTTP {response.status_code}: {text.strip()}"
         raise EndpointError(msg)
     first, fingerprint, counted = 0.0, "", 0
-    for line in response.iter_lines(chunk_size=None):
+    for line in _lines(response, seconds):
         if not line.startswith(b"data: {"):
             continue
         first = first or time.perf_counter() - started
         try:
             event = json.loads(line[len(b"data: ") :])
-        except ValueError:
+        except (ValueError, RecursionError):
             msg = f"the test completion streams what is not JSON: {line[:200]!r}"
             raise EndpointError(msg) from None
         if "error" in event:
@@ -168,6 +172,28 @@ def _completion(response: requests.Response, tokens: int, started: float) -> Com
         msg = f"the test completion has {counted} tokens instead of {tokens}"
         raise EndpointError(msg)
     return Completion(first, fingerprint)
+
+
+def _lines(response: requests.Response, seconds: float) -> Iterator[bytes]:
+    rest = b""
+    for part in _parts(response, seconds, _MOST_STREAMED_BYTES):
+        *whole, rest = (rest + part).split(b"\n")
+        yield from whole
+    yield rest
+
+
+def _parts(response: requests.Response, seconds: float, most: int = _MOST_BYTES) -> Iterator[bytes]:
+    """The body as it comes, within the bounds on time and size that requests does not have."""
+    deadline, left = time.monotonic() + seconds, most
+    for part in response.iter_content(_PART_BYTES):
+        left -= len(part)
+        if left < 0:
+            msg = f"{response.url} answers more than {most:,} bytes"
+            raise EndpointError(msg)
+        if time.monotonic() > deadline:
+            msg = f"{response.url} does not come to an end within {seconds:g} s"
+            raise EndpointError(msg)
+        yield part
 
 
 def _reason(error: BaseException) -> str:

@@ -73,5 +73,5 @@ def visible_gpus(spec: Spec) -> Sequence[int] | None:
         return None
     entries = [entry.strip() for entry in text.split(",")]
     # As CUDA does: the first entry that is no index ends the list.
-    cut = next((i for i, entry in enumerate(entries) if not entry.isdigit()), len(entries))
+    cut = next((i for i, entry in enumerate(entries) if not entry.isdecimal()), len(entries))
     return [int(entry) for entry in entries[:cut]]

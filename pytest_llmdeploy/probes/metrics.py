@@ -47,9 +47,13 @@ class Metrics:
 
 
 def quick_total(text: bytes, name: bytes) -> float | None:
-    """The sum of a metric's samples, without parsing the rest: for reading it while measuring."""
+    """The sum of a metric's samples, without parsing the rest: for reading it while measuring.
+
+    Raises:
+        ValueError: when a sample has no number.
+    """
     values = [
-        float(line.rsplit(b" ", 1)[1])
+        float(line.rpartition(b" ")[2])
         for line in text.splitlines()
         if line.startswith((name + b"{", name + b" "))
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import combinations
+from itertools import combinations, takewhile
 from typing import Any
 
 import pynvml
@@ -57,7 +57,10 @@ def read_gpus(indices: Sequence[int] | None = None) -> Devices:
     try:
         with session():
             count = pynvml.nvmlDeviceGetCount()
-            chosen = range(count) if indices is None else indices
+            # As CUDA does: the first index that is no GPU ends the list.
+            chosen = takewhile(
+                lambda index: index < count, range(count) if indices is None else indices
+            )
             return Devices(tuple(_device(index) for index in chosen), _SOURCE)
     except NvmlAbsentError as error:
         return Devices((), _SOURCE, problem=f"error: {error}")
