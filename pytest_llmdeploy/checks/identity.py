@@ -52,6 +52,7 @@ def _declared(spec: Spec, plan: Plan) -> dict[str, str]:
     limits = {
         "max_model_len": plan.max_model_len,
         "tp": spec.parallel.tensor,
+        "pp": spec.parallel.pipeline,
         "dp": spec.parallel.data,
         "block_size": spec.serve.block_size,
         "kv_cache_memory_bytes": spec.serve.kv_cache_memory_bytes,
@@ -67,7 +68,8 @@ def _declared(spec: Spec, plan: Plan) -> dict[str, str]:
 def _shown(server: Server) -> dict[str, str]:
     facts, sizes = server.cache, server.parallel_facts()
     shown = {name: str(size) for name, size in sizes.items()}
-    shown["max_model_len"] = str(server.max_model_len)
+    if server.max_model_len is not None:
+        shown["max_model_len"] = str(server.max_model_len)
     for name in ("block_size", "kv_cache_memory_bytes", "gpu_memory_utilization"):
         if facts.get(name, "None") != "None":
             shown[name] = facts[name]

@@ -41,7 +41,7 @@ class DuplicateCheckError(Exception):
 def checks_in(module: ModuleType) -> list[Check]:
     """The checks that a module defines, in the order of its text."""
     found = (check_of(value) for value in vars(module).values())
-    own = {check.name: check for check in found if check}
+    own = {id(check): check for check in found if check}
     return sorted(own.values(), key=lambda check: check.function.__code__.co_firstlineno)
 
 

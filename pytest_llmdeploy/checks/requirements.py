@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -50,17 +49,21 @@ def requirements(spec: Spec, checks: Iterable[Check]) -> list[Requirement]:
             waiver of something that is not required.
     """
     checks = list(checks)
-    problems = list(_unknown_namespaces(spec, checks))
+    problems: list[Problem] = []
     found: list[Requirement] = []
+    judged: set[KeyPath] = set()
     for check in checks:
         for key, value, placeholders in _instances(spec, check):
+            judged.add(key)
             try:
                 parsed = _parsed(check, value)
             except (ValueError, ValidationError) as error:
                 problems.append(spec.problem(key, _reason(error)))
                 continue
-            waived = next((r for k, r in spec.waive.items() if _waives(k, key, check)), "")
-            found.append(Requirement(check, _text(spec, key), parsed, placeholders, waived))
+            item = Requirement(check, _text(spec, key), parsed, placeholders)
+            waived = (why for waiver, why in spec.waive.items() if _covers(waiver, item))
+            found.append(replace(item, waived=next(waived, "")))
+    problems += _unjudged(spec, checks, judged)
     problems += _idle_waivers(spec, found)
     if problems:
         raise SpecError(problems)
@@ -104,28 +107,38 @@ def _walk(
 def _parsed(check: Check, value: Any) -> Any:
     """A value of somebody's own namespace by the annotation of `required`; others are typed."""
     wanted = check.required_type
-    if wanted is None or (inspect.isclass(wanted) and isinstance(value, wanted)):
-        return value
-    if isinstance(value, BaseModel):
+    if wanted is None or isinstance(value, BaseModel):
         return value
     return TypeAdapter(wanted).validate_python(value, strict=True)
 
 
-def _unknown_namespaces(spec: Spec, checks: Iterable[Check]) -> Iterator[Problem]:
-    """Keys under `require` that no check judges: they would never be looked at."""
+def _unjudged(
+    spec: Spec, checks: Iterable[Check], judged: Collection[KeyPath]
+) -> Iterator[Problem]:
+    """What the spec requires and no check judges: it would never be looked at."""
+    required: list[tuple[KeyPath, Any]] = [(("require",), spec.require)]
+    required += [(("workloads", i, "require"), w.require) for i, w in enumerate(spec.workloads)]
     known = {check.require for check in checks if check.require}
-    own = set(type(spec.require).model_fields)
-    for namespace, value in (spec.require.model_extra or {}).items():
-        if not isinstance(value, Mapping):
-            names = own | {require.partition(".")[0] for require in known} - {"workloads"}
-            yield spec.problem(
-                ("require", namespace), f"unknown requirement: {nearest(namespace, names)}"
-            )
-            continue
-        for name in value:
-            if f"{namespace}.{name}" not in known:
-                message = f"no check judges this: {nearest(f'{namespace}.{name}', known)}"
-                yield spec.problem(("require", namespace, name), message)
+    names = known | {key.partition(".")[0] for key in known} - {"workloads"}
+    for key in (key for start, node in required for key in _leaves(node, start)):
+        if not any(key[:length] in judged for length in range(1, len(key) + 1)):
+            word = dotted(key).removeprefix("require.")
+            message = f"no check judges this: {nearest(word, names)}"
+            yield spec.problem(key, "says nothing: write a value" if word in known else message)
+
+
+def _leaves(node: Any, key: KeyPath) -> Iterator[KeyPath]:
+    """The keys below `node` that are given; what a record leaves at None is not."""
+    if isinstance(node, BaseModel):
+        own = type(node).model_fields
+        entries = {name: value for name, value in node if value is not None or name not in own}
+    elif isinstance(node, Mapping):
+        entries = dict(node)
+    else:
+        yield key
+        return
+    for name, value in entries.items():
+        yield from _leaves(value, (*key, name))
 
 
 def _idle_waivers(spec: Spec, found: Iterable[Requirement]) -> Iterator[Problem]:
@@ -140,11 +153,8 @@ def _idle_waivers(spec: Spec, found: Iterable[Requirement]) -> Iterator[Problem]
 
 def _covers(waiver: str, requirement: Requirement) -> bool:
     key = requirement.key.removeprefix("require.")
-    return waiver in {requirement.check.name, key} or key.startswith(f"{waiver}.")
-
-
-def _waives(waiver: str, key: KeyPath, check: Check) -> bool:
-    return _covers(waiver, Requirement(check, dotted(key)))
+    names = {requirement.check.name, key} - {""}
+    return waiver in names or key.startswith(f"{waiver}.")
 
 
 def _text(spec: Spec, key: KeyPath) -> str:

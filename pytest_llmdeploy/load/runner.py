@@ -116,10 +116,11 @@ class _Run:
 
     async def _open_loop(self) -> set[asyncio.Task[None]]:
         tasks: set[asyncio.Task[None]] = set()
-        schedule = [(offset, next(self.prompts)) for offset in arrivals(self.workload)]
+        schedule = arrivals(self.workload)
         self.origin = time.perf_counter()
-        for offset, prompt in schedule:
-            due = self.origin + offset
+        for offset in schedule:
+            # Made while there is time: before waiting, not when the request is due.
+            prompt, due = next(self.prompts), self.origin + offset
             if await self._stopped_before(due):
                 break
             task = asyncio.create_task(self._request(prompt, due))

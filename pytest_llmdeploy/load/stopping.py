@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Workload
-from pytest_llmdeploy.verdict import SequentialTest
+from pytest_llmdeploy.verdict import Decision, SequentialTest
 
 # A closed loop has shown what it can do when every place in it was used so many times.
 _ROUNDS = 2
-
-
-@dataclass
-class _Deciding:
-    """One latency requirement, fed request by request."""
-
-    name: str
-    metric: str
-    limit: float
-    test: SequentialTest
-    n: int = 0
-    over: int = 0
-    answer: bool | None = None
-
-    def push(self, sample: Sample) -> None:
-        value = getattr(sample, self.metric)
-        if value is None or self.answer is not None:
-            return
-        self.n += 1
-        self.over += value > self.limit
-        self.answer = self.test.decide(self.n, self.over)
 
 
 class StoppingRule:
@@ -45,11 +23,10 @@ class StoppingRule:
         alpha = round(1 - confidence, 9)
         self._workload = workload
         self._latencies = [
-            _Deciding(
+            (
                 f"{metric} {percentile}",
                 metric,
-                limit,
-                SequentialTest.of_percentile(percentile.fraction, alpha, alpha),
+                Decision(SequentialTest.of_percentile(percentile.fraction, alpha, alpha), limit),
             )
             for metric, limits in workload.require.latency.items()
             for percentile, limit in limits.items()
@@ -64,8 +41,10 @@ class StoppingRule:
         self._waiting[index] = sample
         while (found := self._waiting.pop(self._next, None)) is not None:
             self._next += 1
-            for deciding in self._latencies:
-                deciding.push(found)
+            for _, metric, decision in self._latencies:
+                value = getattr(found, metric)
+                if value is not None:
+                    decision.push(value)
 
     @property
     def is_decided(self) -> bool:
@@ -73,8 +52,8 @@ class StoppingRule:
 
     def answers(self) -> Iterator[tuple[str, bool | None]]:
         """Every requirement that the run waits for, and its answer so far."""
-        for deciding in self._latencies:
-            yield deciding.name, deciding.answer
+        for name, _, decision in self._latencies:
+            yield name, decision.answer
         require, seen = self._workload.require, self._next
         if require.keeps_up:
             yield "keeps up", self.keeps_up

@@ -81,8 +81,11 @@ def block_size(spec: Spec) -> int:
 
 
 def max_num_seqs(spec: Spec) -> int:
-    """The flag, or vLLM's default for a server (engine/arg_utils.py: get_batch_defaults)."""
-    return spec.serve.max_num_seqs or (1024 if _is_large(spec) else 256)
+    """The flag, or vLLM's default for a server, no more than the tokens that are given
+    (engine/arg_utils.py: get_batch_defaults).
+    """
+    default = 1024 if _is_large(spec) else 256
+    return spec.serve.max_num_seqs or min(default, spec.serve.max_num_batched_tokens or default)
 
 
 def max_num_batched_tokens(spec: Spec, max_model_len: int) -> int:

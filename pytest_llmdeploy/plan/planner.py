@@ -30,7 +30,10 @@ def plan(spec: Spec) -> Plan:
     uses = [(place, memory_use(spec, shape, place)) for place in places(spec, stages)]
     kv_cache = _kv_cache(spec, length, [use for _, use in uses])
     violations += _memory_violations(length, uses, kv_cache)
-    ranks = tuple(_rank(spec, place, use, kv_cache) for place, use in uses)
+    if violations:
+        ranks = tuple(_bare(place) for place, _ in uses)
+    else:
+        ranks = tuple(_rank(spec, place, use, kv_cache) for place, use in uses)
     return _plan(spec, shape, ranks, violations, stages=stages, kv_cache=kv_cache)
 
 

@@ -23,7 +23,8 @@ def feasible(plan: Plan) -> Judgement:
     if plan.violations:
         first, *others = map(str, plan.violations)
         more = f" (and {len(others)} more)" if others else ""
-        return judged(False, requirement, first + more, evidence=evidence)
+        hint = f"change {' or '.join(dict.fromkeys(v.key for v in plan.violations))}"
+        return judged(False, requirement, first + more, evidence=evidence, hint=hint)
     if plan.unknown:
         return _error(requirement, plan.unknown)
     return judged(True, requirement, "no rule is broken", evidence=evidence)

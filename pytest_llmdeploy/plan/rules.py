@@ -52,7 +52,9 @@ def stages(spec: Spec, shape: ModelShape) -> Iterator[tuple[str, str]]:
     pp, split = spec.parallel.pipeline, spec.parallel.layers
     if pp > shape.layers:
         yield "parallel.pipeline", f"PP {pp}: the model has only {shape.layers} layers"
-    if split is not None and (len(split) != pp or sum(split) != shape.layers):
+    if split is not None and (
+        len(split) != pp or sum(split) != shape.layers or any(count < 0 for count in split)
+    ):
         message = f"{list(split)} are not {shape.layers} layers on {pp} stages"
         yield "parallel.layers", message
 
@@ -64,9 +66,23 @@ def dense_experts(spec: Spec, shape: ModelShape) -> Iterator[tuple[str, str]]:
 
 
 def decode_context(spec: Spec, _shape: ModelShape) -> Iterator[tuple[str, str]]:
-    tp, dcp = spec.parallel.tensor, spec.parallel.decode_context
-    if tp % dcp:
+    tp, pcp = spec.parallel.tensor, spec.parallel.prefill_context
+    dcp = spec.parallel.decode_context
+    if pcp == 1 and tp % dcp:
         yield "parallel.decode_context", f"DCP {dcp} does not divide TP {tp}"
+    if pcp > 1 and dcp not in {1, pcp, tp * pcp}:
+        message = f"DCP {dcp}: with PCP {pcp} it is 1, {pcp} or {tp * pcp}"
+        yield "parallel.decode_context", message
+
+
+def decode_context_heads(spec: Spec, shape: ModelShape) -> Iterator[tuple[str, str]]:
+    tp, dcp, heads = spec.parallel.tensor, spec.parallel.decode_context, shape.kv_heads
+    if dcp > 1 and dcp > tp // heads:
+        message = f"DCP {dcp}: TP {tp} keeps only {tp // heads} copies of the {heads} KV heads"
+        yield "parallel.decode_context", message
+    if shape.heads // heads % dcp:
+        message = f"DCP {dcp}: {shape.heads // heads} query heads per KV head are not divisible"
+        yield "parallel.decode_context", f"{message} by {dcp}"
 
 
 def positions(spec: Spec, shape: ModelShape) -> Iterator[tuple[str, str]]:
@@ -106,6 +122,7 @@ RULES: tuple[tuple[Rule, str], ...] = (
     (stages, "get_pp_indices"),
     (dense_experts, "ModelConfig._verify_with_expert_parallelism"),
     (decode_context, "ParallelConfig._validate_parallel_config"),
+    (decode_context_heads, _VERIFY),
     (positions, "ModelConfig.get_and_verify_max_len"),
     (batched_tokens, "SchedulerConfig.verify_max_model_len"),
     (request_lengths, ""),

@@ -21,6 +21,8 @@ _LLAMA_FAMILY = {
     "qwen3": (False, True),
 }
 
+_QUANTIZED = "quantized weights are not planned yet: they are not sized by dtype"
+
 
 class ShapeUnknownError(Exception):
     """The model's shape can't be known from here; the text says what to do."""
@@ -80,6 +82,8 @@ def shape_of(spec: Spec) -> ModelShape:
     Raises:
         ShapeUnknownError: when no config.json is at hand, or it is of a kind not known here.
     """
+    if spec.model.quantization is not None:
+        raise ShapeUnknownError(_QUANTIZED)
     return shape_from_config(_config(spec))
 
 
@@ -87,7 +91,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a Hugging Face config.json describes.
 
     Raises:
-        ShapeUnknownError: for a model type that is not known, or a key that is missing.
+        ShapeUnknownError: for a model type that is not known, a key that is missing or senseless.
     """
     model_type = str(config.get("model_type"))
     if model_type not in _LLAMA_FAMILY:
@@ -95,36 +99,51 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
         msg = f"model_type {model_type!r} is not known: {nearest(model_type, _LLAMA_FAMILY)}"
         raise ShapeUnknownError(msg if known in msg else f"{msg} (known are: {known})")
     if config.get("quantization_config"):
-        msg = "quantized checkpoints are not planned yet: their weights are not sized by dtype"
-        raise ShapeUnknownError(msg)
+        raise ShapeUnknownError(_QUANTIZED)
     try:
         return _llama_family(model_type, config)
     except KeyError as error:
         msg = f"config.json has no {error.args[0]!r}"
+        raise ShapeUnknownError(msg) from None
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        msg = f"config.json does not describe a model: {error}"
         raise ShapeUnknownError(msg) from None
 
 
 def _llama_family(model_type: str, config: Mapping[str, Any]) -> ModelShape:
     qkv_bias, qk_norm = _LLAMA_FAMILY[model_type]
     bias = bool(config.get("attention_bias", False))
-    heads = config["num_attention_heads"]
+    heads = _count(config, "num_attention_heads")
+    hidden = _count(config, "hidden_size")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if dtype not in DTYPE_BYTES:
+        msg = f"dtype {dtype!r} is not known: {nearest(dtype, DTYPE_BYTES)}"
+        raise ShapeUnknownError(msg)
     return ModelShape(
         model_type=model_type,
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        intermediate=_count(config, "intermediate_size"),
+        layers=_count(config, "num_hidden_layers"),
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab=config["vocab_size"],
+        kv_heads=_count(config, "num_key_value_heads", heads),
+        head_size=_count(config, "head_dim", hidden // heads),
+        vocab=_count(config, "vocab_size"),
         positions=_positions(config),
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=qkv_bias or bias,
         output_bias=bias,
         mlp_bias=bool(config.get("mlp_bias", False)),
         qk_norm=qk_norm,
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        dtype=dtype,
     )
+
+
+def _count(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = config.get(name) or default or config[name]
+    if not isinstance(value, int) or value < 1:
+        msg = f"{name} is {value!r}"
+        raise ValueError(msg)
+    return value
 
 
 def _positions(config: Mapping[str, Any]) -> int:
@@ -132,7 +151,7 @@ def _positions(config: Mapping[str, Any]) -> int:
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     factor = float(scaling.get("factor") or 1) if kind in {"linear", "dynamic"} else 1.0
-    positions = int(config["max_position_embeddings"])
+    positions = _count(config, "max_position_embeddings")
     if kind == "yarn":
         original = int(scaling.get("original_max_position_embeddings") or positions)
         return int(original * float(scaling.get("factor") or 1))

@@ -38,9 +38,11 @@ _COUNTED_AS = {
     Status.WAIVED: "waived",
     Status.PASS: "passed",
 }
-# What tabulate's "simple" format needs beside the cells: two blanks between four columns.
+# What tabulate's "simple" format needs beside the cells: two blanks between four columns, and two
+# beside each header.
 _BETWEEN = 2 * (len(_HEADERS) - 1)
-_NARROWEST = 12
+_BESIDE_HEADER = 2
+_NARROWEST = max(map(len, _HEADERS)) + _BESIDE_HEADER
 
 
 def write_checklist(
@@ -81,7 +83,7 @@ def table_lines(rows: Sequence[Row], width: int) -> Iterator[tuple[str, Row | No
             flat.append(tuple(col[index] if index < len(col) else "" for col in columns))
             owners.append(row)
     text = tabulate(flat, headers=_HEADERS, tablefmt="simple", disable_numparse=True)
-    head, rule, *lines = text.splitlines()
+    head, rule, *lines = text.split("\n")
     yield head, None
     yield rule, None
     for line, owner in zip(lines, owners, strict=True):
@@ -91,7 +93,7 @@ def table_lines(rows: Sequence[Row], width: int) -> Iterator[tuple[str, Row | No
 def _column_limits(cells: Sequence[tuple[str, ...]], width: int) -> list[int]:
     """How wide each column may be: the widest gives way until the table fits."""
     limits = [
-        max(len(text) for text in (header, *(row[index] for row in cells)))
+        max(len(header) + _BESIDE_HEADER, *(len(row[index]) for row in cells))
         for index, header in enumerate(_HEADERS)
     ]
     while sum(limits) + _BETWEEN > width and max(limits) > _NARROWEST:

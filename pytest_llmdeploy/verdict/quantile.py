@@ -9,18 +9,7 @@ from typing import Any
 
 from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.units import show
-from pytest_llmdeploy.verdict.sequential import SequentialTest
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Where a test stopped: its answer (None: it never did), after `n` values, `over` of them
-    over the limit.
-    """
-
-    answer: bool | None
-    n: int
-    over: int
+from pytest_llmdeploy.verdict.sequential import Decision, SequentialTest
 
 
 @dataclass(frozen=True)
@@ -69,13 +58,12 @@ class Quantile:
 
     def decide(self, limit: float) -> Decision:
         """The test's first answer, going through the values in order."""
-        over = 0
-        for n, value in enumerate(self.values, start=1):
-            over += value > limit
-            answer = self.test.decide(n, over)
-            if answer is not None:
-                return Decision(answer, n, over)
-        return Decision(None, len(self.values), over)
+        decision = Decision(self.test, limit)
+        for value in self.values:
+            decision.push(value)
+            if decision.answer is not None:
+                break
+        return decision
 
     @property
     def test(self) -> SequentialTest:

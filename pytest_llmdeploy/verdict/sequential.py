@@ -82,6 +82,26 @@ class SequentialTest:
         return [_atom(1 / len(points), point, q0) for point in sorted(points)]
 
 
+@dataclass
+class Decision:
+    """A test on its way through the requests: after `n`, `over` of them over the limit, its answer
+    (None: not yet). The first answer stands.
+    """
+
+    test: SequentialTest
+    limit: float
+    n: int = 0
+    over: int = 0
+    answer: bool | None = None
+
+    def push(self, value: float) -> None:
+        """The next request; what is not a number is over the limit."""
+        if self.answer is None:
+            self.n += 1
+            self.over += not value <= self.limit
+            self.answer = self.test.decide(self.n, self.over)
+
+
 @cache
 def _shared_test(allowed: float, alpha: float, beta: float) -> SequentialTest:
     return SequentialTest(allowed, alpha, beta)

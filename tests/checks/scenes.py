@@ -1,0 +1,171 @@
+"""Everything that a check may ask for, constructed: one scene is one deployment as it was found."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_llmdeploy.checks import Expect, NotPassed, Registry, requirements
+from pytest_llmdeploy.evidence import Evidence, Judgement
+from pytest_llmdeploy.load import Outcome, Sample, Traffic, WorkloadTraffic
+from pytest_llmdeploy.load.backlog import Service
+from pytest_llmdeploy.plan import plan
+from pytest_llmdeploy.probes import Device, Devices, Host
+from pytest_llmdeploy.probes.endpoint import Endpoint
+from pytest_llmdeploy.serving import Server, Stopped
+from pytest_llmdeploy.spec import Spec
+from tests.plan.deployments import made
+
+GIB = 1024**3
+H100 = "NVIDIA H100 80GB HBM3"
+MODEL = "meta-llama/Meta-Llama-3-70B-Instruct"
+LIMITS = {"p50": "1s"}
+REQUIRED: Mapping[str, Any] = {
+    "engine": {"version": ">=0.30,<0.40"},
+    "require": {
+        "devices": 8,
+        "memory": {"max_utilization": "85%", "min_headroom": "12GiB"},
+        "kv_cache": {"concurrent_sequences": 128, "tokens_per_sequence": 8192},
+        "balance": {"memory": "5%", "layers": "5%"},
+        "interconnect": "nvlink",
+    },
+}
+STEADY: Mapping[str, Any] = {
+    "name": "steady",
+    "input_tokens": 1024,
+    "output_tokens": 128,
+    "rate": "8/s",
+    "require": {
+        **dict.fromkeys(("ttft", "tpot", "e2el", "stall"), LIMITS),
+        "errors": "1%",
+        "keeps_up": True,
+        "concurrent_sequences": 32,
+        "preemptions": 2,
+    },
+}
+
+SERVED = Service(share=1, low=0.99, high=1, completed=1, growth=0, uncertainty=0.01)
+
+
+def gpus(
+    used: Sequence[float | None] = (64,) * 8,
+    kind: str = H100,
+    stages: Sequence[int] | None = None,
+    problem: str = "",
+) -> Devices:
+    """GPUs of 80 GiB with so many GiB in use; None for one that could not be read."""
+
+    def read(gib: float | None) -> Evidence:
+        fault = "" if gib is not None else "lost: GPU is lost"
+        return Evidence(None if gib is None else gib * GIB, "B", "NVML", 1.0, fault)
+
+    stages = stages or [0] * len(used)
+    devices = tuple(
+        Device(f"GPU {index}", f"GPU-{index}", kind, read(80), read(gib), read(0), stages[index])
+        for index, gib in enumerate(used)
+    )
+    return Devices(devices, "NVML", problem)
+
+
+def nvlinks(missing: Sequence[str] = ()) -> Mapping[str, Evidence]:
+    """All 28 pairs of 8 GPUs, connected but for those that are missing."""
+    pairs = [f"GPU {a} – GPU {b}" for a in range(8) for b in range(a + 1, 8)]
+    return {pair: Evidence(float(pair not in missing), "", "NVML", 1.0) for pair in pairs}
+
+
+def sample(ttft: float = 200, gaps: Sequence[float] = (20, 20, 20), due: float = 0) -> Sample:
+    """A request that was answered after `ttft` ms and then token by token."""
+    times = [due + (ttft + sum(gaps[:index])) / 1000 for index in range(len(gaps) + 1)]
+    stamps = [(time, 1) for time in times]
+    return Sample(due=due, sent=due, ended=times[-1], outcome=Outcome.OK, stamps=stamps)
+
+
+def failed() -> Sample:
+    """A request that came back with an error."""
+    return Sample(due=0, sent=0, ended=1, outcome=Outcome.HTTP_ERROR, detail="HTTP 500")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What is declared, and what is found. `spec` and `server` are changes to what is good."""
+
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    server: Mapping[str, Any] = field(default_factory=dict)
+    devices: Devices = field(default_factory=gpus)
+    present: Devices = field(default_factory=gpus)
+    nvlink: Mapping[str, Evidence] = field(default_factory=nvlinks)
+    samples: Sequence[Sample] = (sample(),) * 200
+    interrupted: str = ""
+    service: Service | None = SERVED
+    running_peak: float = 40
+    preempted: float = 0
+    left: Sequence[str] = ()
+
+    def declared(self) -> Spec:
+        """The 70B deployment that requires everything, with the changes."""
+        return made(**{**REQUIRED, "workloads": [STEADY], **self.spec})
+
+    def judge(self, name: str) -> Judgement:
+        """What the built-in check of that name says, asked as pytest would ask it."""
+        spec = self.declared()
+        found = requirements(spec, Registry())
+        requirement = next(item for item in found if item.check.name == name)
+        expect = Expect(requirement)
+        fixtures = {
+            "spec": spec,
+            "plan": plan(spec),
+            "host": Host(self.present, self.nvlink),
+            "server": self._server(spec),
+            "traffic": self._traffic(spec),
+            "stopped": Stopped(self.left, 1.5),
+            "required": requirement.value,
+            "expect": expect,
+            **requirement.placeholders,
+        }
+        function = requirement.check.function
+        with suppress(NotPassed):
+            function(**{name: fixtures[name] for name in inspect.signature(function).parameters})
+        assert expect.judgement is not None
+        return expect.judgement
+
+    def _server(self, spec: Spec) -> Server:
+        good: dict[str, Any] = {
+            "model": {"id": MODEL, "max_model_len": 8192},
+            "version": "0.32.0",
+            "fingerprint": "vllm-0.32.0-tp8-0a1b2c3d",
+            "cache": {
+                "kv_cache_size_tokens": str(160 * 8192),
+                "block_size": "16",
+                "gpu_memory_utilization": "0.85",
+            },
+        }
+        return Server(
+            spec=spec,
+            endpoint=Endpoint("http://127.0.0.1:1"),
+            command="vllm serve",
+            time_to_first_token=Evidence(200.0, "ms", "client", 1.0),
+            read_devices=lambda: self.devices,
+            read_death=lambda: "",
+            **{**good, **self.server},
+        )
+
+    def _traffic(self, spec: Spec) -> Traffic:
+        served = {
+            workload.name: WorkloadTraffic(
+                workload=workload,
+                confidence=spec.confidence,
+                samples=self.samples,
+                start=0.0,
+                end=10.0,
+                began_at=1.0,
+                running_peak=Evidence(self.running_peak, "sequences", "/metrics", 1.0),
+                preempted=Evidence(self.preempted, "", "/metrics", 1.0),
+                interrupted=self.interrupted,
+                service=self.service,
+            )
+            for workload in spec.workloads
+        }
+        return Traffic(served)

@@ -1,0 +1,87 @@
+"""The table and the closing line, as a person reads them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from syrupy.assertion import SnapshotAssertion
+
+from pytest_llmdeploy.evidence import Row, Status
+from pytest_llmdeploy.report.terminal import closing_line, table_lines
+from tests.report.rows import checklist, row
+
+# What tests see of the world: narrow characters, spaces, and what other tools take for line ends.
+LETTERS = st.characters(max_codepoint=0x2FF, exclude_categories=["Cc", "Cf"])
+TEXT = st.text(LETTERS | st.sampled_from("≤≥×→—\u2028\x85\n"), max_size=60)
+ROWS = st.lists(
+    st.builds(row, st.sampled_from(Status), item=TEXT, requirement=TEXT, result=TEXT), max_size=4
+)
+
+TYPICAL = [
+    row(),
+    row(Status.FAIL, item="TPOT p99, steady", requirement="≤ 10 ms", result="≥ 11.6 ms"),
+    row(
+        Status.ERROR,
+        item="KV capacity",
+        requirement="128 × 8,192 tokens",
+        result="unsupported: vllm:cache_config_info does not say the size of the KV cache",
+    ),
+    row(
+        Status.INCONCLUSIVE,
+        item="TTFT p99.9, a-workload-with-a-long-name",
+        requirement="≤ 1,000 ms",
+        result="about 412 ms, 0 of 412 over",
+    ),
+    row(Status.SKIPPED, item="Feasible", requirement="", result="not launched"),
+]
+
+
+def letters(*texts: str) -> Counter[str]:
+    """How often each character that is not a space occurs."""
+    return Counter(character for text in texts for character in text if not character.isspace())
+
+
+@given(ROWS, st.integers(60, 200))
+def test_the_table_fits_and_is_whole(rows: list[Row], width: int) -> None:
+    """No line is wider than the terminal, and every character of every row is in its lines."""
+    lines = list(table_lines(rows, width))
+    assert all(len(line) < width for line, _ in lines)
+    for index, wanted in enumerate(rows):
+        if any(wanted is other for other in rows[:index]):
+            continue
+        shown = letters(*(line for line, owner in lines if owner is wanted))
+        texts = (wanted.item, wanted.requirement, wanted.result, str(wanted.status))
+        assert shown == letters(*texts)
+
+
+def test_no_rows_no_table() -> None:
+    """Without rows there is nothing to head."""
+    assert list(table_lines([], 80)) == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_table(width: int, snapshot: SnapshotAssertion) -> None:
+    """A typical table on a narrow and on a wide terminal."""
+    assert "\n".join(line for line, _ in table_lines(TYPICAL, width)) == snapshot
+
+
+@pytest.mark.parametrize(
+    ("statuses", "changes"),
+    [
+        ([Status.PASS, Status.PASS], {}),
+        ([Status.PASS, Status.WAIVED], {"seconds": {"server start": 41.2, "traffic": 30.0}}),
+        (list(Status), {"not_run": ["a", "b"]}),
+        ([Status.PASS], {"is_plan_only": True, "left_out": ["a", "b", "c"]}),
+        ([], {"broken": "a.yaml:1: version: is required"}),
+    ],
+    ids=["ready", "waived", "every-status", "plan-only", "broken"],
+)
+def test_closing_line(
+    statuses: list[Status], changes: dict[str, Any], snapshot: SnapshotAssertion
+) -> None:
+    """Verdict, counts, what was not run and where the time went."""
+    assert closing_line(checklist(*statuses, **changes), 75.0) == snapshot
