@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint types unit live schema clean
+.PHONY: help setup demo test lint types unit coverage live schema clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,9 @@ types: setup
 	$(BIN)/lint-imports
 
 unit: setup  ## the tests that need no vLLM
+	$(BIN)/pytest -m 'not vllm' -n 2 --dist loadfile
+
+coverage: setup  ## the same in one process, and what they reach
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m 'not vllm'
 	$(BIN)/coverage combine --quiet

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RefusedError(Exception):
-    """The plan can't work, so nothing was launched; the text says why."""
+    """What was asked for is not done; the text says why."""
 
 
 @dataclass
@@ -33,7 +33,6 @@ class Deployment:
     _process: ServerProcess | None = field(default=None, init=False)
     _server: Server | None = field(default=None, init=False)
     _failure: ServerFailedError | None = field(default=None, init=False)
-    _ended: Stopped | None = field(default=None, init=False)
     _server_json: dict[str, Any] | None = field(default=None, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -62,7 +61,7 @@ class Deployment:
             raise self._failure
         if self._server is None:
             if self.refusal:
-                raise RefusedError(self.refusal)
+                raise RefusedError(f"not launched, the plan cannot work: {self.refusal}")
             self._server = self._start()
         return self._server
 
@@ -85,15 +84,20 @@ class Deployment:
 
     @property
     def stopped(self) -> Stopped:
-        """The end: a launched server is stopped, and what is left of it is looked for."""
+        """The end: a launched server is stopped, and what is left of it is looked for.
+
+        Raises:
+            RefusedError: when there is nothing to stop, for nothing was launched.
+        """
         _ = self.server
-        self.close()
-        return self._ended or Stopped((), 0.0)
+        if self._process is None:
+            raise RefusedError("this run did not launch the server, and does not stop it")
+        return self._process.stop()
 
     def close(self) -> None:
         """Stops what was launched; harmless when nothing was, or when it is stopped already."""
         if self._process is not None:
-            self._ended = self._process.stop()
+            self._process.stop()
 
     def to_json(self) -> dict[str, Any]:
         """The parts `plan`, `server` and `traffic` of the report."""

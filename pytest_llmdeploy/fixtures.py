@@ -68,7 +68,7 @@ def server(_deployment: Deployment) -> Server:
     try:
         return _deployment.server
     except RefusedError as refusal:
-        pytest.skip(f"not launched, the plan cannot work: {refusal}")
+        pytest.skip(str(refusal))
     except ServerFailedError as failure:
         raise NotServing(str(failure), pytrace=False) from None
 
@@ -82,7 +82,12 @@ def traffic(_deployment: Deployment, server: Server) -> Traffic:  # noqa: ARG001
 @pytest.fixture(scope="session")
 def stopped(_deployment: Deployment, server: Server) -> Stopped:  # noqa: ARG001 - comes first
     """What a launched server left behind when it was stopped."""
-    return _deployment.stopped
+    from pytest_llmdeploy.deployment import RefusedError  # noqa: PLC0415 - see above
+
+    try:
+        return _deployment.stopped
+    except RefusedError as refusal:
+        pytest.skip(str(refusal))
 
 
 PUBLIC = (spec, plan, host, server, traffic, stopped)

@@ -142,7 +142,9 @@ class Session:
             registry = self.registry.extended(modules)
         except DuplicateCheckError as error:
             raise SpecError([spec.problem(("checks",), str(error))]) from None
-        return SpecItems(spec, requirements(spec, registry), modules)
+        # A server that somebody else started is not ours to stop, nor to judge for how it ends.
+        applying = [check for check in registry if not (check.launched and self.options.url)]
+        return SpecItems(spec, requirements(spec, applying), modules)
 
     def _import(self, spec: Spec, index: int) -> ModuleType:
         path = spec.resolve(spec.checks[index])

@@ -75,7 +75,12 @@ def statuses(tmp_path: Path, environment: Mapping[str, str], *arguments: str) ->
             {"gpu3.error.*": "15"},
             {"devices_present": "FAIL", "interconnect": "ERROR"},
         ),
-        (H100, 8, {"error.InitWithFlags": "18"}, {"devices_present": "ERROR", "interconnect": "ERROR"}),
+        (
+            H100,
+            8,
+            {"error.InitWithFlags": "18"},
+            {"devices_present": "ERROR", "interconnect": "ERROR"},
+        ),
     ],
     ids=["sound", "seven", "wrong model", "pair", "unsupported", "lost", "driver mismatch"],
 )

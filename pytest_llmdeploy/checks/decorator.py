@@ -26,6 +26,7 @@ class Check:
     family: str
     hint: str
     when: Callable[[Spec], bool] | None
+    launched: bool
     function: Callable[..., None]
 
     @property
@@ -53,6 +54,7 @@ def check(
     family: str | None = None,
     hint: str = "",
     when: Callable[[Spec], bool] | None = None,
+    launched: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Makes a check of a function.
 
@@ -63,6 +65,8 @@ def check(
         family: The group that it is listed under; by default the name of its module.
         hint: What to change when it does not pass.
         when: Whether it applies to a spec at all; only for checks without a key.
+        launched: Whether it is about a server that the run itself launched; there is no such item
+            when it attaches to one.
     """
     if when is not None and require is not None:
         msg = "a requirement that a spec gives is always judged: give either `require` or `when`"
@@ -75,7 +79,7 @@ def check(
             )
             raise TypeError(msg)
         group = family or function.__module__.rpartition(".")[2].removeprefix("checks_")
-        setattr(function, _ATTRIBUTE, Check(item, require, group, hint, when, function))
+        setattr(function, _ATTRIBUTE, Check(item, require, group, hint, when, launched, function))
         return function
 
     return attach

@@ -6,7 +6,11 @@ from pytest_llmdeploy.evidence import judged
 from pytest_llmdeploy.serving import Stopped
 
 
-@check("Clean stop", hint="processes of the server outlive it: they would hold their devices")
+@check(
+    "Clean stop",
+    launched=True,
+    hint="processes of the server outlive it: they would hold their devices",
+)
 def clean_stop(stopped: Stopped, expect: Expect) -> None:
     """No process of the server is left."""
     left = ", ".join(stopped.processes)

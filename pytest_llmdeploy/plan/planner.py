@@ -102,9 +102,7 @@ def _memory_violations(
             f"rank {place.rank}: {show(use.weights, 'B')} of weights do not fit into the "
             f"{show(use.requested, 'B')} that gpu_memory_utilization gives vLLM"
         )
-        found.append(
-            Violation("weights_fit", "hardware", message, "Worker.determine_available_memory")
-        )
+        found.append(Violation("weights_fit", "hardware", message, "determine_available_memory"))
     elif kv_cache and kv_cache.blocks_range[1] - 1 < -(-length // kv_cache.block_size):
         message = (
             f"the KV cache holds at most {kv_cache.blocks_range[1] * kv_cache.block_size:,} "

@@ -12,7 +12,7 @@ from pytest_llmdeploy.spec import Spec
 Rule = Callable[[Spec, ModelShape], Iterator[tuple[str, str]]]
 """Yields (key, message) for every way in which the spec breaks the rule."""
 
-_VERIFY = "ModelConfig.verify_with_parallel_config"
+_VERIFY = "verify_with_parallel_config"
 
 
 def devices(spec: Spec, _shape: ModelShape | None) -> Iterator[tuple[str, str]]:
@@ -120,11 +120,11 @@ RULES: tuple[tuple[Rule, str], ...] = (
     (mlp_width, "ColumnParallelLinear"),
     (vocabulary, "VocabParallelEmbedding"),
     (stages, "get_pp_indices"),
-    (dense_experts, "ModelConfig._verify_with_expert_parallelism"),
-    (decode_context, "ParallelConfig._validate_parallel_config"),
+    (dense_experts, "_verify_with_expert_parallelism"),
+    (decode_context, "_validate_parallel_config"),
     (decode_context_heads, _VERIFY),
-    (positions, "ModelConfig.get_and_verify_max_len"),
-    (batched_tokens, "SchedulerConfig.verify_max_model_len"),
+    (positions, "get_and_verify_max_len"),
+    (batched_tokens, "verify_max_model_len"),
     (request_lengths, ""),
 )
 
@@ -132,7 +132,7 @@ RULES: tuple[tuple[Rule, str], ...] = (
 def broken_rules(spec: Spec, shape: ModelShape | None) -> Iterator[Violation]:
     """Every rule that the spec breaks; without a shape, only those that need none."""
     for key, message in devices(spec, shape):
-        yield Violation("devices", key, message, "ParallelConfig.__post_init__")
+        yield Violation("devices", key, message, "__post_init__")
     if shape is None:
         return
     for rule, source in RULES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,10 +35,6 @@ class Checklist:
         if self.broken or self.not_run or not self.rows or not all_green:
             return Verdict.UNDECIDED
         return Verdict.PLAN_PASSES if self.is_plan_only else Verdict.READY
-
-    @property
-    def counts(self) -> Mapping[Status, int]:
-        return Counter(row.status for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """An entry of `specs` in the report."""

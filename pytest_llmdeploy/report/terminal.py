@@ -103,8 +103,7 @@ def _column_limits(cells: Sequence[tuple[str, ...]], width: int) -> list[int]:
 
 def closing_line(checklist: Checklist, seconds: float) -> str:
     """Verdict, counts, what was not checked, and where the time went."""
-    counts = checklist.counts
-    parts = [f"{counts[status]} {word}" for status, word in _COUNTED_AS.items() if counts[status]]
+    parts = [text for status in _COUNTED_AS if (text := _counted(checklist, status))]
     if checklist.not_run:
         parts.append(f"{len(checklist.not_run)} not run")
     if checklist.left_out:
@@ -115,6 +114,14 @@ def closing_line(checklist: Checklist, seconds: float) -> str:
         split = [f"{name} {_s(spent)}" for name, spent in checklist.seconds.items()]
         line += f" ({', '.join([*split, f'the rest {_s(rest)}'])})"
     return line
+
+
+def _counted(checklist: Checklist, status: Status) -> str:
+    items = [row.item for row in checklist.rows if row.status is status]
+    if not items:
+        return ""
+    names = f" ({', '.join(items)})" if status is Status.WAIVED else ""
+    return f"{len(items)} {_COUNTED_AS[status]}{names}"
 
 
 def _s(seconds: float) -> str:

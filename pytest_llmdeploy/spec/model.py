@@ -315,7 +315,6 @@ class WorkloadRequire(Record):
 
     ttft: Limits = Field(default_factory=dict, validation_alias=AliasChoices("ttft", "prefill"))
     tpot: Limits = Field(default_factory=dict, validation_alias=AliasChoices("tpot", "decode"))
-    itl: Limits = Field(default_factory=dict)
     e2el: Limits = Field(default_factory=dict)
     stall: Limits = Field(default_factory=dict)
     errors: Fraction | None = None
@@ -335,7 +334,7 @@ class WorkloadRequire(Record):
     @property
     def latency(self) -> Mapping[str, Limits]:
         """The limits by metric, for the metrics that have any."""
-        metrics = ("ttft", "tpot", "itl", "e2el", "stall")
+        metrics = ("ttft", "tpot", "e2el", "stall")
         return {metric: limits for metric in metrics if (limits := getattr(self, metric))}
 
 
@@ -413,6 +412,10 @@ class Source:
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
 
 
+# Below it is a coin's toss; above it no number of requests that anybody sends is enough.
+_LEAST_CONFIDENCE, _MOST_CONFIDENCE = 0.5, 0.9999
+
+
 class Spec(Record):
     """What is deployed, and what it must achieve."""
 
@@ -436,8 +439,8 @@ class Spec(Record):
         names = [workload.name for workload in self.workloads]
         if twice := {name for name in names if names.count(name) > 1}:
             raise FaultError(("workloads",), f"the name {min(twice)!r} is given twice")
-        if not 0.5 <= self.confidence < 1:  # noqa: PLR2004 - below a coin's toss is no confidence
-            msg = f"found {self.confidence}: write 50 % or more, and less than 100 %"
+        if not _LEAST_CONFIDENCE <= self.confidence <= _MOST_CONFIDENCE:
+            msg = f"found {self.confidence}: write from 50 % to 99.99 %"
             raise FaultError(("confidence",), msg)
         for key, reason in self.waive.items():
             if not reason.strip():

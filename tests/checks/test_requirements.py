@@ -107,9 +107,8 @@ def test_own_values_that_do_not_fit(
         {"require": {"memry": 5}},
         {"require": {"team": {"limt": 5}}},
         {"require": {"team": {"limit": None}}},
-        {"workloads": [{**STEADY, "require": {"itl": {"p99": "50ms"}}}]},
     ],
-    ids=["namespace", "no-mapping", "key", "empty", "itl"],
+    ids=["namespace", "no-mapping", "key", "empty"],
 )
 def test_nothing_is_silently_unjudged(
     refused: Callable[..., str], sections: dict[str, Any], snapshot: SnapshotAssertion
