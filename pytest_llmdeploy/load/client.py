@@ -13,6 +13,8 @@ from pytest_llmdeploy.load.samples import Outcome, Sample, read_stream
 from pytest_llmdeploy.probes.endpoint import Endpoint
 
 STALL_SECONDS = 60.0
+# vLLM closes a connection that was idle for 5 s; using it at that very moment would fail.
+_REUSE_SECONDS = 2.0
 _BYTES_PER_TOKEN = 4096
 _BYTES_AT_LEAST = 1024**2
 
@@ -68,7 +70,7 @@ class Client:
 def new_session(endpoint: Endpoint) -> aiohttp.ClientSession:
     """A session without limits on connections, and with a bound on silence."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_REUSE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, connect=10, sock_read=STALL_SECONDS),
         headers={
             **endpoint.headers,

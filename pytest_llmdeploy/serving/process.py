@@ -24,9 +24,7 @@ GRACE_SECONDS = 10.0
 _SPAWN_SECONDS = 20.0
 _TAIL_BYTES = 256 * 1024
 # It is under TMPDIR unless it is named, and with a fresh one torch would compile anew each time.
-_KEPT = {
-    "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
-}
+_COMPILE_CACHE = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
 
 
 class ServerProcess:
@@ -46,7 +44,11 @@ class ServerProcess:
         lifeline, self._lifeline = os.pipe()
         script = [sys.executable, "-I", supervisor.__file__]
         given = [str(lifeline), str(self._status), str(scratch), str(GRACE_SECONDS), "--"]
-        environment = {**_KEPT, **os.environ, **command.environment, "TMPDIR": str(scratch)}
+        # A worker is known by its title, and a process whose first variable changes can no longer
+        # set that (setproctitle): the first one is one that nobody changes.
+        first = {"LLMDEPLOY_RUN": str(self._folder)}
+        environment = {**first, **os.environ, **command.environment, "TMPDIR": str(scratch)}
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", _COMPILE_CACHE)
         with log.open("wb") as output:
             self._supervisor = subprocess.Popen(
                 [*script, *given, *command.argv],

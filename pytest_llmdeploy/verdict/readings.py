@@ -32,10 +32,10 @@ class Readings:
         return cls({str(name): _evidence(item) for name, item in entries.items()})
 
     def at_most(self, limit: float, about: str = "") -> Judgement:
-        return self._compare(limit, f"≤ {show(limit, self.unit)}", about, max, _below)
+        return self._compare(limit, f"≤ {self._limit(limit)}", about, max, _below)
 
     def at_least(self, limit: float, about: str = "") -> Judgement:
-        return self._compare(limit, f"≥ {show(limit, self.unit)}", about, min, _above)
+        return self._compare(limit, f"≥ {self._limit(limit)}", about, min, _above)
 
     def equals(self, expected: float, about: str = "") -> Judgement:
         """Every entry is exactly `expected`; the one furthest from it is named."""
@@ -46,7 +46,7 @@ class Readings:
         def same(value: float, limit: float) -> tuple[bool, float | None]:
             return value == limit, None
 
-        return self._compare(expected, show(expected, self.unit), about, furthest, same)
+        return self._compare(expected, self._limit(expected), about, furthest, same)
 
     def within(self, tolerance: float, about: str = "") -> Judgement:
         """Every entry is within the fraction `tolerance` of the mean, both ways.
@@ -91,6 +91,10 @@ class Readings:
     @property
     def unit(self) -> str:
         return next((entry.unit for entry in self.entries.values()), "")
+
+    def _limit(self, limit: float) -> str:
+        """The limit as a person reads it: in the unit of what was read, else in its own."""
+        return show(limit, self.unit or getattr(limit, "unit", ""))
 
     def as_evidence(self) -> dict[str, Any]:
         """The entries as they go into the report."""
