@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_BINS = 12
-# One-sided 95 % of Student's t at _BINS - 2 degrees of freedom.
-_T95 = 1.812
+# One-sided 95 % of the normal distribution.
+_Z95 = 1.645
 
 
 KEEPS_UP = 0.98
@@ -60,23 +59,26 @@ def _growth(
 ) -> tuple[float, float]:
     """Requests per second by which the backlog grows over [start, end], and its uncertainty.
 
-    `intervals` are the (due, ended) times of the requests. The slope is the least-squares one
-    through the mean number in flight in equal bins; the uncertainty is one-sided at 95 %.
+    `intervals` are the (due, ended) times of the requests. The backlog of a stretch of time is the
+    least that was in flight in it: a stall piles up requests, and a server that keeps up works them
+    off again. The growth is that from the first third to the last; as a count, a backlog is
+    uncertain by its root (one-sided, 95 %).
     """
-    width = (end - start) / _BINS
-    middles = [width * (index + 0.5) for index in range(_BINS)]
-    means = [
-        _mean_in_flight(intervals, start + index * width, start + (index + 1) * width)
-        for index in range(_BINS)
-    ]
-    time_mean, flight_mean = math.fsum(middles) / _BINS, math.fsum(means) / _BINS
-    spread = math.fsum((t - time_mean) ** 2 for t in middles)
-    pairs = list(zip(middles, means, strict=True))
-    slope = math.fsum((t - time_mean) * (m - flight_mean) for t, m in pairs) / spread
-    left = math.fsum((m - flight_mean - slope * (t - time_mean)) ** 2 for t, m in pairs)
-    return slope, _T95 * math.sqrt(left / (_BINS - 2) / spread)
+    third = (end - start) / 3
+    first = _least_in_flight(intervals, start, start + third)
+    last = _least_in_flight(intervals, end - third, end)
+    apart = 2 * third
+    return (last - first) / apart, _Z95 * math.sqrt(max(first, last) + 1) / apart
 
 
-def _mean_in_flight(intervals: Sequence[tuple[float, float]], start: float, end: float) -> float:
-    overlap = (min(end, ended) - max(start, due) for due, ended in intervals)
-    return math.fsum(length for length in overlap if length > 0) / (end - start)
+def _least_in_flight(intervals: Sequence[tuple[float, float]], start: float, end: float) -> int:
+    """The smallest number of requests in flight at any moment of [start, end]."""
+    flying = sum(due <= start < ended for due, ended in intervals)
+    # At the same moment, the one that ends leaves before the one that arrives comes.
+    changes = [(due, 1) for due, _ in intervals if start < due < end]
+    changes += [(ended, -1) for _, ended in intervals if start < ended < end]
+    least = flying
+    for _, change in sorted(changes):
+        flying += change
+        least = min(least, flying)
+    return least

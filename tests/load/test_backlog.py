@@ -11,12 +11,19 @@ from pytest_llmdeploy.load.backlog import Service, service
 RATE = 20.0
 
 
-def queue(seconds: float, capacity: float, latency: float = 0.2) -> list[tuple[float, float]]:
-    """(due, ended) of Poisson arrivals at `RATE` at a server of so many requests per second."""
-    draw, now, free = random.Random(1), 0.0, 0.0  # noqa: S311 - arrivals
+def queue(
+    seconds: float, capacity: float, latency: float = 0.2, seed: int = 1, stall: float = 0.0
+) -> list[tuple[float, float]]:
+    """(due, ended) of Poisson arrivals at `RATE` at a server of so many requests per second, which
+    does nothing for `stall` seconds out of every four.
+    """
+    draw, now, free = random.Random(seed), 0.0, 0.0  # noqa: S311 - arrivals
+    phase = draw.uniform(0, 4)
     found = []
     while (now := now + draw.expovariate(RATE)) < seconds:
         free = max(free, now) + 1 / capacity
+        if (into := (free + phase) % 4) < stall:
+            free += stall - into
         found.append((now, free + latency))
     return found
 
@@ -63,3 +70,21 @@ def test_a_shrinking_backlog_is_not_more_than_all() -> None:
 def test_failures_are_not_served() -> None:
     """A stable queue of which three in a hundred fail does not keep up."""
     assert served(120, 200, completed=0.97).keeps_up is False
+
+
+@pytest.mark.parametrize(
+    ("capacity", "stall", "wrong"),
+    [(100, 0.0, False), (100, 1.2, False), (60, 1.2, False), (17, 0.0, True), (17, 1.2, True)],
+    ids=["steady", "stalling", "stalling and busy", "overload", "stalling overload"],
+)
+@pytest.mark.parametrize("seconds", [8, 12, 27])
+def test_stalls_are_told_from_overload(
+    seconds: float, capacity: float, stall: float, wrong: bool
+) -> None:
+    """A server that stalls for a second now and then keeps up; one that is too slow does not."""
+    answers = []
+    for seed in range(100):
+        flights = queue(seconds, capacity, seed=seed, stall=stall)
+        seen = [(due, min(ended, seconds)) for due, ended in flights]
+        answers.append(service(1.0, RATE, seen, 0.0, seconds).keeps_up)
+    assert answers.count(wrong) <= 5
