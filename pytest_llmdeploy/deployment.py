@@ -74,7 +74,7 @@ class Deployment:
         target = Target(
             endpoint=server.endpoint,
             model=str(server.model.get("id")),
-            death=lambda: server.death,
+            death=server.read_death if server.pid else None,
             progress=lambda text: self.progress(f"traffic  {text}"),
             **({"vocab": shape.vocab} if shape else {}),
         )

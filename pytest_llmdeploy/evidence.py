@@ -81,8 +81,10 @@ def judged(good: bool | None, requirement: str, result: str, **fields: Any) -> J
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of the checklist."""
+class Row(Judgement):
+    """One line of the checklist: a judgement with a name. `id` is pytest's node id, `require` the
+    spec's key path (empty for a check that always runs).
+    """
 
     check: str
     id: str
@@ -90,16 +92,6 @@ class Row:
     phase: str
     require: str
     item: str
-    status: Status
-    requirement: str
-    result: str
-    measured: float | None = None
-    bound: float | None = None
-    limit: float | None = None
-    unit: str = ""
-    margin: float | None = None
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    hint: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; never Infinity or NaN."""

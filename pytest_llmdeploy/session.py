@@ -112,25 +112,23 @@ class Session:
             items = self.items(path)
         except SpecError as error:
             return Checklist(name=path.stem, path=prefix, broken=str(error))
-        rows = list(self.rows.get(path, {}).values())
-        # As in the checklist's own order, whatever order the phases ran in.
-        order = {r.check.name: index for index, r in reversed(list(enumerate(items.requirements)))}
-        rows.sort(key=lambda row: order.get(row.check, len(order)))
-        missing = [
-            (f"{prefix}::{requirement_id(requirement)}", requirement)
-            for requirement in items.requirements
-            if requirement_id(requirement) not in self.rows.get(path, {})
+        found = self.rows.get(path, {})
+        # In the checklist's own order, whatever order the phases ran in.
+        ids = {requirement_id(requirement): requirement for requirement in items.requirements}
+        missing = [id_ for id_ in ids if id_ not in found]
+        left_out = [
+            id_
+            for id_ in missing
+            if self.options.plan_only and phase_of(ids[id_].check) in LIVE_PHASES
         ]
-        plan_only = self.options.plan_only
-        is_left_out = {id_: plan_only and phase_of(r.check) in LIVE_PHASES for id_, r in missing}
         deployment = self.deployment(path)
         return Checklist(
             name=items.spec.name,
             path=prefix,
-            rows=rows,
-            not_run=[id_ for id_, left_out in is_left_out.items() if not left_out],
-            left_out=[id_ for id_, left_out in is_left_out.items() if left_out],
-            is_plan_only=plan_only,
+            rows=[found[id_] for id_ in ids if id_ in found],
+            not_run=[f"{prefix}::{id_}" for id_ in missing if id_ not in left_out],
+            left_out=[f"{prefix}::{id_}" for id_ in left_out],
+            is_plan_only=self.options.plan_only,
             facts=deployment.to_json(),
             seconds=deployment.seconds,
         )

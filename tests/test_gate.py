@@ -201,6 +201,15 @@ def test_k_and_m_select(pytester: pytest.Pytester, url: str) -> None:
     )
 
 
+def test_only_own_tests_may_be_selected(pytester: pytest.Pytester) -> None:
+    """A run of nothing but the user's own tests has pytest's own exit code."""
+    pytester.makepyfile(test_mine="def test_mine(plan): assert plan.is_feasible")
+    write_spec(pytester.path / "s.yaml")
+    result = run(pytester, "test_mine.py", "--deploy-spec", "s.yaml", "-k", "mine")
+    result.assert_outcomes(passed=1, deselected=5)
+    assert result.ret == 0
+
+
 def test_last_failed_reruns_what_failed(pytester: pytest.Pytester) -> None:
     """--lf works as for any test."""
     write_spec(pytester.path / "s.yaml", require={"devices": 4, "balance": {"layers": "0%"}})
@@ -466,6 +475,15 @@ def test_somebody_elses_server(pytester: pytest.Pytester, standin: Standin) -> N
     _, entry = report(pytester, "--deploy-spec", "s.yaml", "--deploy-url", standin.url)
     row = next(row for row in entry["rows"] if row["check"] == "model_served")
     assert (row["status"], row["result"]) == ("FAIL", "tiny-llama")
+
+
+def test_the_stages_of_the_start_are_told(pytester: pytest.Pytester, url: str) -> None:
+    """Who waits for a server sees how far it is; -q is quiet."""
+    write_spec(pytester.path / "s.yaml")
+    arguments = ["s.yaml::model_served", "--deploy-url", url]
+    loud = run(pytester, *arguments)
+    loud.stdout.fnmatch_lines(["server   healthy after*", "server   first completion after*"])
+    run(pytester, *arguments, "-q").stdout.no_fnmatch_line("server   *")
 
 
 # Options that contradict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import aiohttp
 
@@ -31,7 +32,7 @@ class Client:
         chunks: list[tuple[float, bytes]] = []
         sent = time.perf_counter()
         try:
-            outcome, detail = await self._stream(prompt, chunks)
+            outcome, detail = await self._stream_once(prompt, chunks)
         except TimeoutError:
             outcome, detail = Outcome.STALLED, f"nothing came for {STALL_SECONDS:g} s"
         except (aiohttp.ClientPayloadError, ConnectionResetError) as error:
@@ -51,11 +52,27 @@ class Client:
             due=due, sent=sent, ended=ended, outcome=outcome, stamps=stamps, detail=detail
         )
 
-    async def _stream(
+    async def _stream_once(
         self, prompt: Prompt, chunks: list[tuple[float, bytes]]
     ) -> tuple[Outcome, str]:
+        """The answer; sent anew if the server closed a connection that it had kept open just as it
+        was used again. That is HTTP's own race, and says nothing of the server.
+        """
+        connection = {"is_reused": False}
+        try:
+            return await self._stream(prompt, chunks, connection)
+        except (aiohttp.ServerDisconnectedError, ConnectionResetError):
+            if not connection["is_reused"] or chunks:
+                raise
+        return await self._stream(prompt, chunks, connection)
+
+    async def _stream(
+        self, prompt: Prompt, chunks: list[tuple[float, bytes]], connection: dict[str, bool]
+    ) -> tuple[Outcome, str]:
         allowed = max(_BYTES_AT_LEAST, prompt.output_tokens * _BYTES_PER_TOKEN)
-        async with self.session.post(self.url, data=prompt.body, allow_redirects=False) as response:
+        async with self.session.post(
+            self.url, data=prompt.body, allow_redirects=False, trace_request_ctx=connection
+        ) as response:
             if response.status != 200:  # noqa: PLR2004 - HTTP's OK
                 text = (await response.content.read(2000)).decode("utf-8", "replace")
                 return Outcome.HTTP_ERROR, f"HTTP {response.status} {text.strip()[:200]}"
@@ -69,7 +86,10 @@ class Client:
 
 def new_session(endpoint: Endpoint) -> aiohttp.ClientSession:
     """A session without limits on connections, and with a bound on silence."""
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
     return aiohttp.ClientSession(
+        trace_configs=[trace],
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_REUSE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, connect=10, sock_read=STALL_SECONDS),
         headers={
@@ -81,3 +101,8 @@ def new_session(endpoint: Endpoint) -> aiohttp.ClientSession:
         auto_decompress=False,
         trust_env=not endpoint.is_loopback,
     )
+
+
+async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx["is_reused"] = True

@@ -26,6 +26,7 @@ from pytest_llmdeploy.spec import Spec, Workload
 
 _WARMUP_REQUESTS = 8
 _DRAIN_SECONDS = 60.0
+_DYING_SECONDS = 15.0
 _WATCH_SECONDS = 0.25
 # A trend of the backlog is not looked for in less than this.
 _FIRST_LOOK_SECONDS = 8.0
@@ -38,12 +39,14 @@ _MOST_BYTES = 16 * 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The server under load. `death` says why it can serve no more, and is empty while it can."""
+    """The server under load. `death` says why it can serve no more, and is empty while it can; None
+    where that can't be known.
+    """
 
     endpoint: Endpoint
     model: str
     vocab: int = _DEFAULT_VOCAB
-    death: Callable[[], str] = lambda: ""
+    death: Callable[[], str] | None = None
     progress: Callable[[str], None] = lambda _text: None
 
 
@@ -91,6 +94,8 @@ class _Run:
                 if self.rule.keeps_up is None:
                     self.service = self._service(self.end)
                 await self._drain(pending)
+            if self.interrupted:
+                self.interrupted = await self._last_words() or self.interrupted
             await self._watch_server(session)
         return self._traffic()
 
@@ -172,6 +177,17 @@ class _Run:
         self.interrupted = reason
         self.stop.set()
 
+    async def _last_words(self) -> str:
+        """What the server died of, if it did: it answers with errors for a while before it ends."""
+        for _ in range(round(_DYING_SECONDS / _WATCH_SECONDS) if self.target.death else 0):
+            if death := self._death():
+                return death
+            await asyncio.sleep(_WATCH_SECONDS)
+        return ""
+
+    def _death(self) -> str:
+        return self.target.death() if self.target.death else ""
+
     async def _drain(self, pending: set[asyncio.Task[None]]) -> None:
         """Lets what is in flight end; what does not is cancelled and counts as unfinished."""
         tasks = set(pending)
@@ -193,7 +209,7 @@ class _Run:
     async def _watch(self, session: aiohttp.ClientSession) -> None:
         for tick in count():
             await asyncio.sleep(_WATCH_SECONDS)
-            if (death := self.target.death()) and not self.interrupted:
+            if not self.interrupted and (death := self._death()):
                 self._interrupt(death)
             await self._watch_server(session)
             self._watch_backlog()

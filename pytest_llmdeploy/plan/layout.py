@@ -9,7 +9,7 @@ from itertools import product
 from pytest_llmdeploy.spec import Spec
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """The coordinates of a rank, and the device it gets; `layers` is first and last, from 0."""
 

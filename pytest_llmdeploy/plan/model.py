@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pytest_llmdeploy.plan.layout import Place
 from pytest_llmdeploy.plan.shape import ModelShape
 
 
@@ -22,19 +23,9 @@ class Violation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
-    """One worker process; bytes are None where the spec does not determine them."""
+class Rank(Place):
+    """One worker process at its place; bytes are None where the spec does not determine them."""
 
-    rank: int
-    dp: int
-    pp: int
-    pcp: int
-    tp: int
-    dcp: int
-    ep: int
-    node: int
-    device: int
-    layers: tuple[int, int] | None
     weights_bytes: int | None = None
     kv_bytes_per_token: int | None = None
     kv_blocks: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -49,6 +50,7 @@ def write_checklist(
     reporter: pytest.TerminalReporter, checklist: Checklist, seconds: float
 ) -> None:
     """The table, what to change, and the verdict in one line."""
+    reporter.ensure_newline()
     reporter.section(f"checklist: {checklist.name}")
     if checklist.broken:
         reporter.write_line(checklist.broken)
@@ -145,16 +147,23 @@ class ProgressLine:
     def __call__(self, text: str) -> None:
         if self.reporter is None or self.config.get_verbosity() < 0:
             return
-        if self.reporter.isatty:
-            width = self.reporter._tw.fullwidth - 1  # noqa: SLF001 - as above
-            self.reporter.rewrite(text[:width].ljust(width))
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            self._show(self.reporter, text)
+
+    def _show(self, reporter: pytest.TerminalReporter, text: str) -> None:
+        if reporter.isatty:
+            if not self._shown:
+                reporter.ensure_newline()
+            width = reporter._tw.fullwidth - 1  # noqa: SLF001 - as above
+            reporter.rewrite(text[:width].ljust(width))
             self._shown = text
             return
         # A log is for stages: "server   starting, 3 s   …" is one as long as it lasts.
         stage = " ".join(text.split()[:2]).rstrip(",")
         if stage != self._shown:
-            self.reporter.ensure_newline()
-            self.reporter.write_line(text)
+            reporter.ensure_newline()
+            reporter.write_line(text)
             self._shown = stage
 
     def clear(self) -> None:

@@ -18,7 +18,7 @@ SHORT = {
     "output_tokens": 8,
     "rate": "10/s",
     "warmup": "500ms",
-    "max_duration": "20s",
+    "max_duration": "60s",
     "require": {"ttft": {"p50": "8s"}, "errors": "0%"},
 }
 

@@ -20,7 +20,9 @@ from tests.standin.settings import FaultKind
 WARMUP = 8
 
 
-def run(standin: Standin, sent: Workload, death: Callable[[], str] = lambda: "") -> WorkloadTraffic:
+def run(
+    standin: Standin, sent: Workload, death: Callable[[], str] | None = None
+) -> WorkloadTraffic:
     spec = Spec.model_validate(
         {"version": 1, "model": {"id": "m"}, "hardware": {"device": "cpu"}, "workloads": []}
     ).model_copy(update={"workloads": (sent,)})

@@ -27,19 +27,6 @@ READS: dict[str, Callable[[Endpoint], object]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Standin]:
-    with Standin() as standin:
-        yield standin
-
-
-@pytest.fixture
-def standin(running: Standin) -> Standin:
-    """The shared server as it was at the start."""
-    running.reset()
-    return running
-
-
 @contextmanager
 def refused(url: str) -> Iterator[list[str]]:
     """Expects an EndpointError within three seconds and 64 MiB; its text, without the port."""
