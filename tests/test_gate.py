@@ -553,3 +553,23 @@ def test_without_a_spec_nothing_is_imported(pytester: pytest.Pytester) -> None:
     )
     others = ["-pno:rerunfailures", "-pno:xdist"]
     pytester.runpytest_subprocess(*QUICK, *others).assert_outcomes(passed=1)
+
+
+def test_a_plan_only_run_loads_nothing_heavy(pytester: pytest.Pytester) -> None:
+    """What only a live server needs is not imported: the plan is checked in a second."""
+    spec = own_checks(
+        pytester,
+        """
+import sys
+
+@check("Light")
+def light(expect):
+    heavy = {"aiohttp", "requests", "psutil", "pynvml", "prometheus_client", "asyncio", "numpy"}
+    assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    expect(0).at_most(1)
+""",
+    )
+    arguments = ["--deploy-spec", str(spec), "--deploy-plan-only"]
+    others = ["-pno:rerunfailures", "-pno:xdist"]
+    result = pytester.runpytest_subprocess(*QUICK, *others, *arguments)
+    result.assert_outcomes(passed=2, deselected=4)

@@ -22,7 +22,9 @@ from pytest_llmdeploy.serving.server import Stopped
 
 GRACE_SECONDS = 10.0
 _SPAWN_SECONDS = 20.0
-_TAIL_BYTES = 256 * 1024
+# A dying server prints a traceback for every request: the line that says why is far above the end.
+_TAIL_BYTES = 8 * 1024**2
+_LINE_BYTES = 8 * 1024
 # It is under TMPDIR unless it is named, and with a fresh one torch would compile anew each time.
 _COMPILE_CACHE = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
 
@@ -75,16 +77,16 @@ class ServerProcess:
             code = self._supervisor.returncode
         return code
 
-    def log_text(self) -> str:
-        """The end of the log."""
+    def log_text(self, most: int = _TAIL_BYTES) -> str:
+        """The end of the log, so many bytes at most."""
         with suppress(OSError), self.log.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            file.seek(max(0, file.tell() - most))
             return file.read().decode("utf-8", "replace")
         return ""
 
     def last_line(self) -> str:
-        lines = [line.strip() for line in self.log_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in self.log_text(_LINE_BYTES).splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
     def tree(self) -> list[psutil.Process]:

@@ -368,7 +368,7 @@ def test_state_is_replaced_whole(machine: FakeNvml) -> None:
 
 def test_delay(machine: FakeNvml) -> None:
     """A slow GPU blocks its own caller, while another thread goes on."""
-    machine.update({"gpu3.delay_ms.MemoryInfo": 200})
+    machine.update({"gpu3.delay_ms.MemoryInfo": 3000})
     sick = threading.Thread(target=DEVICE_CALLS["MemoryInfo"], args=(3,))
     start = time.monotonic()
     sick.start()
@@ -376,19 +376,19 @@ def test_delay(machine: FakeNvml) -> None:
     healthy = time.monotonic() - start
     sick.join()
 
-    assert healthy < 0.2 <= time.monotonic() - start
+    assert healthy < 3 <= time.monotonic() - start
 
 
 def test_delay_of_everything(machine: FakeNvml) -> None:
     """A delay can cover all functions, and be lifted for one."""
-    machine.update({"delay_ms.*": 60, "delay_ms.Count": 0})
+    machine.update({"delay_ms.*": 2500, "delay_ms.Count": 0})
     start = time.monotonic()
     pynvml.nvmlDeviceGetCount()
     quick = time.monotonic() - start
     gpu(0)
     machine.update({"delay_ms.*": 0})
 
-    assert quick < 0.06 <= time.monotonic() - start
+    assert quick < 2.5 <= time.monotonic() - start
 
 
 def test_after(fake: FakeNvml) -> None:

@@ -62,7 +62,7 @@ def test_every_fault_has_its_outcome(standin: Standin, kind: FaultKind, outcome:
     standin.configure(faults=[Fault(kind)])
     began = time.monotonic()
     (sample,) = send(standin.url)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     assert (sample.outcome, bool(sample.detail)) == (outcome, True)
     latencies = {sample.ttft, sample.tpot, sample.e2el, sample.stall}
     assert latencies == {math.inf}

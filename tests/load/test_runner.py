@@ -119,7 +119,7 @@ def test_a_death_interrupts(standin: Standin) -> None:
     died = "the server died: out of memory"
     sent = endless(max_duration="30s")
     traffic = run(standin, sent, lambda: died if time.monotonic() > alive_until else "")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
     assert traffic.interrupted == died
     assert traffic.ttft.problem == died
 

@@ -80,7 +80,7 @@ def test_stop_ends_the_whole_family(start: Start) -> None:
     assert sorted(process.pid for process in server.tree()) == sorted(pids)
     stopped = server.stop()
     assert [pid for pid in pids if is_alive(pid)] == []
-    assert (list(stopped.processes), stopped.seconds < 6) == ([], True)
+    assert (list(stopped.processes), stopped.seconds < 12) == ([], True)
     assert server.stop() is stopped
 
 
@@ -188,6 +188,6 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     command = Command(("/nonexistent/vllm", "serve"), {})
     with pytest.raises(OSError, match=r"could not be started: .*No such file.*/nonexistent/vllm"):
         ServerProcess(command, tmp_path / "log")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 12
     after = {process.pid for process in psutil.Process().children(recursive=True)}
     assert after <= before

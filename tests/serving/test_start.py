@@ -141,7 +141,7 @@ def test_a_server_that_hangs(launch: Launch) -> None:
         lambda port: python("import time; time.sleep(60)", f"--port={port}"),
         startup_timeout="500ms",
     )
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 12
     assert lines[0] == "the server did not become ready: the server does not answer"
     assert lines[1].endswith("/health within 0.5 s")
 
