@@ -17,7 +17,7 @@ class TestPace:
         standin.configure(ttft_ms=100, tpot_ms=10)
         times = arrivals(standin)
         assert times[0] >= 0.1
-        assert 0.29 <= times[-1] < 2
+        assert 0.28 <= times[-1] < 4
         assert len(times) == 20
 
     def test_slow_requests(self, standin: Standin) -> None:
@@ -45,7 +45,8 @@ class TestQueue:
             pass
         histogram = families(standin)["vllm:time_to_first_token_seconds"]
         total = next(s.value for s in histogram.samples if s.name.endswith("_sum"))
-        assert 0.6 <= total < 3
+        # 100 + 200 + 300 ms, less what timers round; without a queue it would be half of it.
+        assert 0.5 <= total < 6
 
     @pytest.mark.parametrize(("routing", "shares"), [("round_robin", [4, 4]), ("first", [8, 0])])
     def test_engines(self, standin: Standin, routing: str, shares: list[int]) -> None:
