@@ -18,6 +18,7 @@ from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Longer numbers than these are texts, and no key takes them.
@@ -67,7 +68,7 @@ class _Reader:
     def value(self, event: Any, key: KeyPath, depth: int = 0) -> Any:
         self.lines.setdefault(key, _line(event))
         if depth > MAX_DEPTH:
-            raise self.error(event, key, f"nested deeper than {MAX_DEPTH} levels")
+            raise self.error(event, (), _TOO_DEEP)
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             raise self.error(event, key, "YAML aliases are not allowed: write the value out")
         if event.tag is not None:
@@ -146,7 +147,10 @@ def _parse(path: Path, text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise SpecError([Problem(path, line, "", f"is not YAML: {error.problem}")]) from None
+        # Newer versions of libyaml give up by themselves, at a depth of their own.
+        too_deep = "nesting depth" in (error.problem or "")
+        message = _TOO_DEEP if too_deep else f"is not YAML: {error.problem}"
+        raise SpecError([Problem(path, line, "", message)]) from None
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
         raise SpecError([Problem(path, 1, "", f"is not YAML: {reason}")]) from None
