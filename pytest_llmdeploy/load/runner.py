@@ -17,7 +17,7 @@ from pytest_llmdeploy.load.arrivals import arrivals
 from pytest_llmdeploy.load.backlog import Service, service
 from pytest_llmdeploy.load.client import Client, new_session
 from pytest_llmdeploy.load.prompts import Prompt, prompts
-from pytest_llmdeploy.load.samples import Sample
+from pytest_llmdeploy.load.samples import Outcome, Sample
 from pytest_llmdeploy.load.stopping import StoppingRule
 from pytest_llmdeploy.load.traffic import Traffic, WorkloadTraffic
 from pytest_llmdeploy.probes.endpoint import Endpoint
@@ -94,7 +94,8 @@ class _Run:
                 if self.rule.keeps_up is None:
                     self.service = self._service(self.end)
                 await self._drain(pending)
-            if self.interrupted:
+            # All may have been decided by the very failures of a server that was dying.
+            if self.interrupted or self.failures_in_a_row:
                 self.interrupted = await self._last_words() or self.interrupted
             await self._watch_server(session)
         return self._traffic()
@@ -166,7 +167,8 @@ class _Run:
 
     def _ended(self, index: int, sample: Sample) -> None:
         self.intervals.append((sample.due, sample.ended))
-        self.failures_in_a_row = 0 if sample.is_ok else self.failures_in_a_row + 1
+        if sample.outcome is not Outcome.UNFINISHED:
+            self.failures_in_a_row = 0 if sample.is_ok else self.failures_in_a_row + 1
         if self.failures_in_a_row >= _HOPELESS and not self.stop.is_set():
             self._interrupt(f"{_HOPELESS} requests in a row failed: {sample.detail}")
         if index >= 0:

@@ -124,6 +124,19 @@ def test_a_death_interrupts(standin: Standin) -> None:
     assert traffic.ttft.problem == died
 
 
+def test_a_death_that_decided_everything_is_asked_for(standin: Standin) -> None:
+    """The first failure fails the census and ends the run; what the server died of is still told,
+    though it takes a while to die.
+    """
+    standin.configure(faults=[Fault("http_500")])
+    died_at = time.monotonic() + 1.5
+    died = "the server died: a worker process died"
+    sent = workload(require={"errors": "0%"}, max_duration="30s")
+    traffic = run(standin, sent, lambda: died if time.monotonic() > died_at else "")
+    assert traffic.interrupted == died
+    assert traffic.errors.entries["value"].value == 1
+
+
 def test_nothing_but_failures_interrupts(standin: Standin) -> None:
     """A run against a server that only fails is given up, with the last reason."""
     standin.configure(faults=[Fault("http_500")])
