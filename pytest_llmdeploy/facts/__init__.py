@@ -51,8 +51,15 @@ def gpus() -> Mapping[str, Gpu]:
 @cache
 def model_configs() -> Mapping[str, Mapping[str, Any]]:
     """Published model shapes in the words of their config.json, by Hugging Face id."""
-    models: Mapping[str, Mapping[str, Any]] = _read("models.json")["models"]
-    return models
+    models = _read("models.json")["models"]
+    return {name: {**models.get(raw.get("like"), {}), **raw} for name, raw in models.items()}
+
+
+@cache
+def memory_range(name: str) -> tuple[float, float]:
+    """What a part of a rank's memory takes, at least and at most (memory.json)."""
+    low, high = _read("memory.json")[name]["range"]
+    return low, high
 
 
 @cache

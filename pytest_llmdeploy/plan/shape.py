@@ -3,77 +3,86 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from pytest_llmdeploy.facts import model_configs
+from pytest_llmdeploy.plan.checkpoint import packing_of
+from pytest_llmdeploy.plan.families import FAMILIES, MULTIMODAL
+from pytest_llmdeploy.plan.families.blocks import Modules
+from pytest_llmdeploy.plan.families.config import Config, ShapeUnknownError
+from pytest_llmdeploy.plan.families.family import Family, Kind
+from pytest_llmdeploy.plan.families.rotary import default_length, positions_of, tables
+from pytest_llmdeploy.plan.quantization import Packing, Quantization
+from pytest_llmdeploy.plan.tensors import Attention, Layer, Tensor, padded
 from pytest_llmdeploy.spec import Spec, nearest
+
+__all__ = [
+    "DTYPE_BYTES",
+    "Attention",
+    "Layer",
+    "ModelShape",
+    "ShapeUnknownError",
+    "shape_from_config",
+    "shape_of",
+]
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-# model_type: (bias on q, k and v; norms on q and k)
-_LLAMA_FAMILY = {
-    "llama": (False, False),
-    "mistral": (False, False),
-    "qwen2": (True, False),
-    "qwen3": (False, True),
-}
 
-_QUANTIZED = "quantized weights are not planned yet: they are not sized by dtype"
-
-
-class ShapeUnknownError(Exception):
-    """The model's shape can't be known from here; the text says what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """A decoder of the llama family; counts of features, heads, layers and tokens."""
+    """A model as vLLM holds it; counts of features, heads and tokens. Equal layers are one object.
+
+    `positions` are the most tokens that a sequence may have, `default_length` what vLLM serves
+    unless asked. `embedding` is on the first stage, and on the last where it is tied to the head;
+    `head` is on the last; `towers` (encoders and projectors of multimodal models) are on the
+    first; `everywhere` is what each stage holds besides (tables of rotary angles).
+    """
 
     model_type: str
     hidden: int
-    intermediate: int
-    layers: int
+    vocab: int
+    positions: int
+    default_length: int
+    tied: bool
+    dtype: str
     heads: int
     kv_heads: int
     head_size: int
-    vocab: int
-    positions: int
-    tied: bool
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    dtype: str
+    layers: tuple[Layer, ...]
+    embedding: tuple[Tensor, ...]
+    head: tuple[Tensor, ...]
+    towers: tuple[Tensor, ...] = ()
+    everywhere: tuple[Tensor, ...] = ()
+    quantization: Quantization | None = None
 
     @property
     def padded_vocab(self) -> int:
-        """VLLM pads the vocabulary to a multiple of 64 (vocab_parallel_embedding.py)."""
-        return -(-self.vocab // 64) * 64
+        """The vocabulary as vLLM pads it (vocab_parallel_embedding.py)."""
+        return padded(self.vocab)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """The published count: nothing sharded, nothing padded."""
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.layers * self.layer_parameters(1) + embeddings + self.hidden
+        kinds = {id(layer): layer for layer in self.layers}
+        counts = Counter(map(id, self.layers))
+        layers = sum(count * _parameters(kinds[kind].tensors) for kind, count in counts.items())
+        return layers + _parameters(self.embedding + self.head + self.towers)
 
-    def layer_parameters(self, tp: int) -> int:
-        """Parameters of one layer on one of `tp` ranks; KV heads are replicated when tp exceeds
-        them.
-        """
-        q = self.heads * self.head_size // tp
-        kv = self.kv_heads_per_rank(tp) * self.head_size
-        attention = self.hidden * (2 * q + 2 * kv)
-        attention += (q + 2 * kv) * self.qkv_bias + self.hidden * self.output_bias
-        attention += 2 * self.head_size * self.qk_norm
-        mlp = 3 * self.hidden * self.intermediate // tp
-        mlp += (2 * self.intermediate // tp + self.hidden) * self.mlp_bias
-        return attention + mlp + 2 * self.hidden
+    @cached_property
+    def experts(self) -> int:
+        """The routed experts of the layer that has the most; 0 in a dense model."""
+        return max(layer.experts for layer in self.layers)
 
-    def kv_heads_per_rank(self, tp: int) -> int:
-        return max(1, self.kv_heads // tp)
+
+def _parameters(tensors: tuple[Tensor, ...]) -> int:
+    return sum(tensor.parameters for tensor in tensors)
 
 
 def shape_of(spec: Spec) -> ModelShape:
@@ -82,80 +91,117 @@ def shape_of(spec: Spec) -> ModelShape:
     Raises:
         ShapeUnknownError: when no config.json is at hand, or it is of a kind not known here.
     """
-    if spec.model.quantization is not None:
-        raise ShapeUnknownError(_QUANTIZED)
-    return shape_from_config(_config(spec))
+    return shape_from_config(_config(spec), spec.model.quantization)
 
 
-def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
+def shape_from_config(config: Mapping[str, Any], quantization: str | None = None) -> ModelShape:
     """The shape that a Hugging Face config.json describes.
 
+    `quantization` is the method with which vLLM is asked to load it.
+
     Raises:
-        ShapeUnknownError: for a model type that is not known, a key that is missing or senseless.
+        ShapeUnknownError: for a model type or quantization that is not known, and for a key that
+            is missing or senseless.
     """
-    model_type = str(config.get("model_type"))
-    if model_type not in _LLAMA_FAMILY:
-        known = ", ".join(_LLAMA_FAMILY)
-        msg = f"model_type {model_type!r} is not known: {nearest(model_type, _LLAMA_FAMILY)}"
-        raise ShapeUnknownError(msg if known in msg else f"{msg} (known are: {known})")
-    if config.get("quantization_config"):
-        raise ShapeUnknownError(_QUANTIZED)
-    try:
-        return _llama_family(model_type, config)
-    except KeyError as error:
-        msg = f"config.json has no {error.args[0]!r}"
-        raise ShapeUnknownError(msg) from None
-    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
-        msg = f"config.json does not describe a model: {error}"
-        raise ShapeUnknownError(msg) from None
+    model_type, packing = str(config.get("model_type")), packing_of(config, quantization)
+    if model_type in FAMILIES:
+        family = FAMILIES[model_type]
+        return _decoder(model_type, family, Config(config, family.defaults), packing)
+    if model_type in MULTIMODAL:
+        return _multimodal(model_type, config, packing)
+    raise ShapeUnknownError(_unknown(model_type))
 
 
-def _llama_family(model_type: str, config: Mapping[str, Any]) -> ModelShape:
-    qkv_bias, qk_norm = _LLAMA_FAMILY[model_type]
-    bias = bool(config.get("attention_bias", False))
-    heads = _count(config, "num_attention_heads")
-    hidden = _count(config, "hidden_size")
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    if dtype not in DTYPE_BYTES:
-        msg = f"dtype {dtype!r} is not known: {nearest(dtype, DTYPE_BYTES)}"
-        raise ShapeUnknownError(msg)
+def _unknown(model_type: str) -> str:
+    known = [*FAMILIES, *MULTIMODAL]
+    every, hint = ", ".join(sorted(known)), nearest(model_type, known, len(known))
+    msg = f"model_type {model_type!r} is not known: {hint}"
+    msg += "" if every in msg else f" (known are: {every})"
+    return f"{msg}; set model.config to a config.json of a known model_type with the same shape"
+
+
+def _multimodal(model_type: str, raw: Mapping[str, Any], packing: Packing | None) -> ModelShape:
+    """A decoder with towers; the decoder's config says the rest."""
+    kind = MULTIMODAL[model_type]
+    config = Config(raw, kind.defaults)
+    text_type = str(config.section("text_config").get("model_type") or kind.text)
+    if text_type not in FAMILIES:
+        raise ShapeUnknownError(f"text_config: {_unknown(text_type)}")
+    family = FAMILIES[text_type]
+    text = config.section("text_config", family.defaults)
+    shape = _decoder(text_type, family, text, packing, "language_model.model.layers.")
+    modules = Modules(packing.packs if packing else _never)
+    towers = tuple(kind.towers(config, text, modules))
+    dtype = _dtype(config, text, config.section("vision_config"))
+    return replace(shape, model_type=model_type, towers=towers, dtype=dtype)
+
+
+def _decoder(
+    model_type: str,
+    family: Family,
+    config: Config,
+    packing: Packing | None,
+    path: str = "model.layers.",
+) -> ModelShape:
+    hidden, vocab = config.count("hidden_size"), config.count("vocab_size")
+    layers, tied = _layers(family, config, packing, path), config.flag("tie_word_embeddings")
+    attention, positions = layers[0].attention, positions_of(config, model_type)
+    norm, head = Tensor("model.norm.weight", hidden), packing is not None and packing.head
+    lm_head = Tensor("lm_head.weight", vocab, hidden, "vocabulary", quantized=head)
+    rotary = config.count("qk_rope_head_dim") if attention.kind == "mla" else attention.head_size
+    angles = tables(config, rotary, wide=family.wide_angles, local=family.local_angles)
     return ModelShape(
         model_type=model_type,
         hidden=hidden,
-        intermediate=_count(config, "intermediate_size"),
-        layers=_count(config, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=_count(config, "num_key_value_heads", heads),
-        head_size=_count(config, "head_dim", hidden // heads),
-        vocab=_count(config, "vocab_size"),
-        positions=_positions(config),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=qkv_bias or bias,
-        output_bias=bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        qk_norm=qk_norm,
-        dtype=dtype,
+        vocab=vocab,
+        positions=positions,
+        default_length=default_length(config, positions),
+        tied=tied,
+        dtype=_dtype(config),
+        heads=attention.heads,
+        kv_heads=attention.kv_heads,
+        head_size=attention.head_size,
+        layers=layers,
+        embedding=(Tensor("model.embed_tokens.weight", vocab, hidden, "vocabulary"),),
+        head=(norm,) if tied else (norm, lm_head),
+        everywhere=tuple(angles),
+        quantization=packing.quantization if packing else None,
     )
 
 
-def _count(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name) or default or config[name]
-    if not isinstance(value, int) or value < 1:
-        msg = f"{name} is {value!r}"
-        raise ValueError(msg)
-    return value
+def _layers(
+    family: Family, config: Config, packing: Packing | None, path: str
+) -> tuple[Layer, ...]:
+    """Every layer; equal ones are one object."""
+    made: dict[tuple[Kind, Hashable], Layer] = {}
+    kinds = family.kinds(config)
+    packings = packing.by_layer(len(kinds)) if packing else repeat((None, None))
+    layers = []
+    for index, (kind, (key, own)) in enumerate(zip(kinds, packings, strict=False)):
+        if (kind, key) not in made:
+            modules = Modules(partial(_packs, own, f"{path}{index}.") if own else _never)
+            made[kind, key] = family.layer(config, modules, kind)
+        layers.append(made[kind, key])
+    equal: dict[Layer, Layer] = {}
+    one = {id(layer): equal.setdefault(layer, layer) for layer in made.values()}
+    return tuple(one[id(layer)] for layer in layers)
 
 
-def _positions(config: Mapping[str, Any]) -> int:
-    """VLLM's derived maximum length (config/model.py: _get_and_verify_max_len)."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    factor = float(scaling.get("factor") or 1) if kind in {"linear", "dynamic"} else 1.0
-    positions = _count(config, "max_position_embeddings")
-    if kind == "yarn":
-        original = int(scaling.get("original_max_position_embeddings") or positions)
-        return int(original * float(scaling.get("factor") or 1))
-    return int(positions * factor)
+def _packs(packing: Packing, path: str, module: str) -> bool:
+    return packing.packs(path + module)
+
+
+def _never(_name: str) -> bool:
+    return False
+
+
+def _dtype(*configs: Config) -> str:
+    """The first that is declared; float32 where none is."""
+    said = (config.get(key) for config in configs for key in ("dtype", "torch_dtype"))
+    dtype = str(next(filter(None, said), "float32")).removeprefix("torch.")
+    if dtype not in DTYPE_BYTES:
+        raise ShapeUnknownError(f"dtype {dtype!r} is not known: {nearest(dtype, DTYPE_BYTES)}")
+    return dtype
 
 
 def _config(spec: Spec) -> Mapping[str, Any]:
@@ -184,7 +230,16 @@ def _cached(spec: Spec) -> Path | None:
 
 
 def _read(path: Path, what: str) -> Mapping[str, Any]:
+    """A config.json; modelopt may write what it did into a file beside it."""
     file = path / "config.json" if path.is_dir() else path
+    config = _mapping(file, what)
+    beside = file.with_name("hf_quant_config.json")
+    if "quantization_config" not in config and beside.is_file():
+        return {**config, "quantization_config": _mapping(beside, str(beside))}
+    return config
+
+
+def _mapping(file: Path, what: str) -> Mapping[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -58,23 +58,38 @@ def test_gpu_is_plausible(name: str) -> None:
     assert 1e10 < gpu.link_bytes_per_s < 2e12
 
 
-@pytest.mark.parametrize("name", model_configs())
+@pytest.mark.parametrize("name", [*model_configs()])
 def test_model_has_the_keys_that_a_plan_needs(name: str) -> None:
-    """The shape is complete, and its heads divide."""
+    """The shape is complete, its heads divide, and nothing is left to a default by mistake."""
     config = model_configs()[name]
+    decoder = config.get("text_config", config)
+    assert {"model_type", "torch_dtype"} <= config.keys()
     assert {
-        "model_type",
-        "torch_dtype",
         "hidden_size",
         "intermediate_size",
         "num_hidden_layers",
         "num_attention_heads",
         "num_key_value_heads",
-        "vocab_size",
-        "max_position_embeddings",
-        "tie_word_embeddings",
-    } <= config.keys()
-    assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
+    } <= decoder.keys()
+    assert decoder["num_attention_heads"] % decoder["num_key_value_heads"] == 0
+    assert ("vision_config" in config) == ("text_config" in config)
+
+
+def test_models_are_many_and_of_every_kind() -> None:
+    """What people deploy is found without a config.json."""
+    kinds = {config["model_type"] for config in model_configs().values()}
+    assert len(model_configs()) >= 50
+    assert kinds >= {"llama", "mistral3", "qwen2_moe", "gemma3", "gpt_oss", "llama4", "deepseek_v3"}
+
+
+def test_a_model_like_another_has_its_shape() -> None:
+    """A variant is written as what differs."""
+    models = raw("models.json")["models"]
+    for name, facts in models.items():
+        if "like" in facts:
+            assert "like" not in models[facts["like"]]
+            assert model_configs()[name].items() >= facts.items()
+            assert model_configs()[name].keys() >= models[facts["like"]].keys()
 
 
 def test_every_flag_loads_with_a_known_kind() -> None:
