@@ -1,8 +1,9 @@
 """What follows from a spec without running anything: ranks, bytes, feasibility, predicates."""
 
 from pytest_llmdeploy.plan import requirements
-from pytest_llmdeploy.plan.memory import block_size, resolved_dtype
-from pytest_llmdeploy.plan.model import KvCache, Plan, Rank, Violation
+from pytest_llmdeploy.plan.kv_cache import KvCache
+from pytest_llmdeploy.plan.memory import resolved_dtype
+from pytest_llmdeploy.plan.model import Plan, Rank, Violation
 from pytest_llmdeploy.plan.planner import plan
 from pytest_llmdeploy.plan.shape import ModelShape, ShapeUnknownError, shape_from_config
 
@@ -13,7 +14,6 @@ __all__ = [
     "Rank",
     "ShapeUnknownError",
     "Violation",
-    "block_size",
     "plan",
     "requirements",
     "resolved_dtype",

@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pytest_llmdeploy.plan.layout import Place
+from pytest_llmdeploy.facts import memory_range
+from pytest_llmdeploy.plan.kv_cache import Group, stage_bytes_per_token
+from pytest_llmdeploy.plan.layout import Stage
+from pytest_llmdeploy.plan.limits import (
+    GIB,
+    block_size,
+    max_model_len,
+    max_num_batched_tokens,
+    max_num_seqs,
+)
 from pytest_llmdeploy.plan.shape import DTYPE_BYTES, ModelShape
+from pytest_llmdeploy.plan.sizes import Sizes
 from pytest_llmdeploy.spec import Spec
-
-GIB = 1024**3
-
-# Sampling one sequence costs this many bytes per vocabulary entry, and everything outside torch
-# (CUDA context, NCCL) so much per rank; from the rows of llm-d-planner's
-# empirical-vllm-memory-results.md (vLLM 0.11, H100).
-_SAMPLER_BYTES = 38.8
-_OUTSIDE_TORCH = {"alone": (0.12 * GIB, 0.16 * GIB), "grouped": (0.5 * GIB, 0.6 * GIB)}
-_CUDA_GRAPHS = (0.0, 1.1 * GIB)
-# A vLLM worker process on the CPU beside its weights and KV cache (private memory, vLLM 0.32).
-_CPU_PROCESS = (0.2 * GIB, 0.9 * GIB)
-
-_CACHE_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +25,19 @@ class MemoryUse:
     """The memory of one rank in bytes; None where the spec does not determine it."""
 
     weights: int
-    kv_per_token: int
+    kv_per_token: float
+    block: int
     activation: tuple[int, int]
     requested: int | None
     kv_available: tuple[int, int] | None
+
+    @property
+    def kv_blocks(self) -> tuple[int, int] | None:
+        """Blocks that fit into what is available, at least and at most."""
+        if self.kv_available is None or not self.block:
+            return None
+        low, high = self.kv_available
+        return low // self.block, high // self.block
 
 
 def resolved_dtype(spec: Spec, shape: ModelShape) -> str:
@@ -41,14 +47,17 @@ def resolved_dtype(spec: Spec, shape: ModelShape) -> str:
     return "bfloat16" if shape.dtype == "float32" else shape.dtype
 
 
-def memory_use(spec: Spec, shape: ModelShape, place: Place) -> MemoryUse:
-    """The memory of the rank at `place`."""
-    weights = _weights(spec, shape, place)
-    kv_per_token = _kv_per_token(spec, shape, place)
-    activation = _activation(spec, shape, place)
+def memory_use(
+    spec: Spec, sizes: Sizes, groups: tuple[Group, ...], stage: Stage, experts: int | None
+) -> MemoryUse:
+    """The memory of a rank on `stage` that holds so many routed experts (None: a part of all)."""
+    shape = sizes.shape
+    size = sizes.stage(stage, spec.parallel.tensor, spec.parallel.expert_tensor)
+    weights = size.dense + size.expert * (shape.experts if experts is None else experts)
+    kv_per_token = kv_bytes_per_token(spec, shape, groups, stage)
+    activation = _activation(spec, sizes, stage)
     requested = requested_bytes(spec)
-    fixed = kv_cache_bytes(spec)
-    if fixed is not None:
+    if (fixed := kv_cache_bytes(spec)) is not None:
         available: tuple[int, int] | None = (fixed, fixed)
         requested = requested if spec.hardware.device.platform == "cuda" else None
     elif requested is None:
@@ -56,7 +65,26 @@ def memory_use(spec: Spec, shape: ModelShape, place: Place) -> MemoryUse:
     else:
         low, high = activation
         available = (max(0, requested - weights - high), max(0, requested - weights - low))
-    return MemoryUse(weights, kv_per_token, activation, requested, available)
+    block = round(kv_per_token * block_size(spec, shape))
+    return MemoryUse(weights, kv_per_token, block, activation, requested, available)
+
+
+def kv_bytes_per_token(
+    spec: Spec, shape: ModelShape, groups: tuple[Group, ...], stage: Stage
+) -> float:
+    """Bytes that a block takes for each of its tokens on that stage."""
+    if stage.layers is None:
+        return 0
+    width = cache_width(spec, shape)
+    return stage_bytes_per_token(groups, stage.layers, spec.parallel.tensor, width)
+
+
+def cache_width(spec: Spec, shape: ModelShape) -> float:
+    """Bytes of one element of the KV cache (kv_cache_dtype)."""
+    name = spec.serve.kv_cache_dtype
+    if name.startswith("fp8"):
+        return 1
+    return DTYPE_BYTES.get(name, DTYPE_BYTES[resolved_dtype(spec, shape)])
 
 
 def requested_bytes(spec: Spec) -> int | None:
@@ -75,70 +103,30 @@ def kv_cache_bytes(spec: Spec) -> int | None:
     return spec.serve.kv_cache_memory_bytes
 
 
-def block_size(spec: Spec) -> int:
-    """Tokens per KV block: the flag, or vLLM's default on the platform."""
-    return spec.serve.block_size or (128 if spec.hardware.device.platform == "cpu" else 16)
-
-
-def max_num_seqs(spec: Spec) -> int:
-    """The flag, or vLLM's default for a server, no more than the tokens that are given
-    (engine/arg_utils.py: get_batch_defaults).
-    """
-    default = 1024 if _is_large(spec) else 256
-    return spec.serve.max_num_seqs or min(default, spec.serve.max_num_batched_tokens or default)
-
-
-def max_num_batched_tokens(spec: Spec, max_model_len: int) -> int:
-    """The flag, or vLLM's default for a server, no more than the sequences can use."""
-    if spec.serve.max_num_batched_tokens:
-        return spec.serve.max_num_batched_tokens
-    visible = spec.hardware.device.visible_bytes or 0
-    default = 16384 if visible >= 160 * GIB else 8192 if _is_large(spec) else 2048
-    return min(default, max_num_seqs(spec) * max_model_len)
-
-
-def _is_large(spec: Spec) -> bool:
-    device = spec.hardware.device
-    return (device.visible_bytes or 0) >= 70 * GIB and not device.name.startswith("A100")
-
-
-def _weights(spec: Spec, shape: ModelShape, place: Place) -> int:
-    tp = spec.parallel.tensor
-    first, last = place.layers or (0, -1)
-    stage_is_last = place.pp == spec.parallel.pipeline - 1
-    embedding = shape.padded_vocab * shape.hidden // tp
-    count = (last - first + 1) * shape.layer_parameters(tp)
-    if place.pp == 0 or (stage_is_last and shape.tied):
-        count += embedding
-    if stage_is_last:
-        count += shape.hidden + (0 if shape.tied else embedding)
-    return count * DTYPE_BYTES[resolved_dtype(spec, shape)]
-
-
-def _kv_per_token(spec: Spec, shape: ModelShape, place: Place) -> int:
-    first, last = place.layers or (0, -1)
-    name = spec.serve.kv_cache_dtype
-    if name.startswith("fp8"):
-        width = 1
-    else:
-        width = _CACHE_DTYPE_BYTES.get(name, DTYPE_BYTES[resolved_dtype(spec, shape)])
-    heads = shape.kv_heads_per_rank(spec.parallel.tensor)
-    return (last - first + 1) * 2 * heads * shape.head_size * width
-
-
-def _activation(spec: Spec, shape: ModelShape, place: Place) -> tuple[int, int]:
+def _activation(spec: Spec, sizes: Sizes, stage: Stage) -> tuple[int, int]:
     if spec.hardware.device.platform == "cpu":
-        return round(_CPU_PROCESS[0]), round(_CPU_PROCESS[1])
-    tp, world = spec.parallel.tensor, spec.parallel.world_size
-    tokens = max_num_batched_tokens(spec, spec.serve.max_model_len or shape.positions)
+        low, high = memory_range("cpu_process")
+        return round(low), round(high)
+    low, high = _peak(spec, sizes, stage)
+    grouped = spec.parallel.world_size > 1
+    outside = memory_range("outside_torch_grouped" if grouped else "outside_torch_alone")
+    graphs = (0.0, 0.0) if spec.serve.enforce_eager else memory_range("cuda_graphs")
+    return round(low + outside[0] + graphs[0]), round(high + outside[1] + graphs[1])
+
+
+def _peak(spec: Spec, sizes: Sizes, stage: Stage) -> tuple[float, float]:
+    """The larger of a forward pass of all batched tokens, and sampling for all sequences.
+
+    With an encoder for images, the sampler was once seen to take less than the forward pass.
+    """
+    shape = sizes.shape
+    tokens = max_num_batched_tokens(spec, max_model_len(spec, shape))
     # Residual stream, its norm, and the widest of the projections, in the model's dtype.
-    widest = 2 * shape.hidden + 2 * max(shape.intermediate, shape.hidden) / tp
-    forward = tokens * widest * DTYPE_BYTES[resolved_dtype(spec, shape)]
-    last = place.pp == spec.parallel.pipeline - 1
-    sampler = _SAMPLER_BYTES * max_num_seqs(spec) * shape.vocab if last else 0.0
-    peak = max(forward, sampler)
-    outside = _OUTSIDE_TORCH["alone" if world == 1 else "grouped"]
-    return (
-        round(0.9 * peak + outside[0] + _CUDA_GRAPHS[0]),
-        round(1.2 * peak + outside[1] + _CUDA_GRAPHS[1]),
-    )
+    width = 2 * shape.hidden + sizes.widest(spec.parallel.tensor)
+    forward = tokens * width * DTYPE_BYTES[resolved_dtype(spec, shape)]
+    low, high = (factor * forward for factor in memory_range("forward_factor"))
+    if stage.is_last:
+        logits = max_num_seqs(spec) * shape.vocab
+        least, most = (logits * size for size in memory_range("sampler_bytes_per_logit"))
+        low, high = low if shape.towers else max(low, least), max(high, most)
+    return low, high

@@ -2,135 +2,214 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Self
 
-from pytest_llmdeploy.plan.layout import Place, partition, places
-from pytest_llmdeploy.plan.memory import (
-    MemoryUse,
-    block_size,
-    memory_use,
+from pytest_llmdeploy.plan.kv_cache import Group, KvCache, groups_of
+from pytest_llmdeploy.plan.layout import (
+    Place,
+    Stage,
+    declared_partition,
+    experts_held,
+    partition,
+    places,
+    stages,
 )
-from pytest_llmdeploy.plan.model import KvCache, Plan, Rank, Violation
+from pytest_llmdeploy.plan.limits import max_model_len, paging
+from pytest_llmdeploy.plan.memory import MemoryUse, memory_use, resolved_dtype
+from pytest_llmdeploy.plan.model import Plan, Rank, Violation
 from pytest_llmdeploy.plan.rules import broken_rules
 from pytest_llmdeploy.plan.shape import ModelShape, ShapeUnknownError, shape_of
+from pytest_llmdeploy.plan.sizes import Sizes
+from pytest_llmdeploy.plan.workload import predictions
 from pytest_llmdeploy.spec import Spec
 from pytest_llmdeploy.units import show
+
+_PLACE = fields(Place)
 
 
 def plan(spec: Spec) -> Plan:
     """The plan of `spec`; what can't be known or can't work is said in it, never raised."""
-    shape, unknown = _shape(spec)
-    violations = list(broken_rules(spec, shape))
-    stages = _stages(spec, shape)
-    if shape is None or violations or stages is None:
-        ranks = tuple(_bare(place) for place in places(spec, stages))
-        return _plan(spec, shape, ranks, violations, stages=stages, unknown=unknown)
-    length = spec.serve.max_model_len or shape.positions
-    uses = [(place, memory_use(spec, shape, place)) for place in places(spec, stages)]
-    kv_cache = _kv_cache(spec, length, [use for _, use in uses])
-    violations += _memory_violations(length, uses, kv_cache)
-    if violations:
-        ranks = tuple(_bare(place) for place, _ in uses)
-    else:
-        ranks = tuple(_rank(spec, place, use, kv_cache) for place, use in uses)
-    return _plan(spec, shape, ranks, violations, stages=stages, kv_cache=kv_cache)
-
-
-def _plan(
-    spec: Spec,
-    shape: ModelShape | None,
-    ranks: tuple[Rank, ...],
-    violations: Sequence[Violation],
-    *,
-    stages: tuple[int, ...] | None,
-    kv_cache: KvCache | None = None,
-    unknown: str = "",
-) -> Plan:
+    try:
+        shape = shape_of(spec)
+    except ShapeUnknownError as error:
+        return _bare(spec, None, list(broken_rules(spec, None)), str(error))
+    if violations := list(broken_rules(spec, shape)):
+        return _bare(spec, shape, violations)
+    sized = Sized.of(spec, shape)
+    if violations := list(sized.violations()):
+        return _bare(spec, shape, violations)
     return Plan(
+        spec=spec,
         devices=spec.parallel.devices,
         available=spec.hardware.devices,
-        parameters=shape.parameters if shape else None,
-        ranks=ranks,
-        violations=tuple(violations),
-        kv_cache=kv_cache,
-        max_model_len=spec.serve.max_model_len or (shape.positions if shape else None),
-        stage_layers=stages,
+        parameters=shape.parameters,
+        ranks=tuple(sized.ranks()),
+        violations=(),
+        kv_cache=sized.kv_cache,
+        max_model_len=max_model_len(spec, shape),
+        stage_layers=sized.counts,
         shape=shape,
-        unknown=unknown,
+        needed_utilization=sized.needed_utilization(),
+        prediction=predictions(spec, sized),
     )
 
 
-def _shape(spec: Spec) -> tuple[ModelShape | None, str]:
-    try:
-        return shape_of(spec), ""
-    except ShapeUnknownError as error:
-        return None, str(error)
+def layers_per_stage(spec: Spec, shape: ModelShape | None) -> tuple[int, ...] | None:
+    """What the spec declares, else vLLM's own partition; None without a shape."""
+    declared = declared_partition(spec)
+    if declared is not None or shape is None:
+        return declared
+    return partition(len(shape.layers), spec.parallel.pipeline)
 
 
-def _stages(spec: Spec, shape: ModelShape | None) -> tuple[int, ...] | None:
-    if spec.parallel.layers is not None:
-        return spec.parallel.layers
-    return partition(shape.layers, spec.parallel.pipeline) if shape else None
-
-
-def _kv_cache(spec: Spec, length: int, uses: Sequence[MemoryUse]) -> KvCache | None:
-    """VLLM gives every rank the blocks of the one that has the fewest
-    (v1/core/kv_cache_utils.py: get_kv_cache_configs).
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """A deployment that breaks no rule, with its bytes. Ranks of one stage that hold as many
+    experts are alike and are calculated once.
     """
-    size = block_size(spec)
-    pools = [
-        tuple(available // (use.kv_per_token * size) for available in use.kv_available)
-        for use in uses
-        if use.kv_available is not None and use.kv_per_token
-    ]
-    if not pools:
-        return None
-    low, high = min(pool[0] for pool in pools), min(pool[-1] for pool in pools)
-    concurrency = (low + high) // 2 / -(-length // size)
-    return KvCache(int(concurrency * length), concurrency, size, (low, high))
 
+    spec: Spec
+    sizes: Sizes
+    groups: tuple[Group, ...]
 
-def _memory_violations(
-    length: int, uses: Sequence[tuple[Place, MemoryUse]], kv_cache: KvCache | None
-) -> list[Violation]:
-    """What can't fit even if everything that is only known in ranges turns out small."""
-    found = []
-    place, use = max(uses, key=lambda item: item[1].weights + item[1].activation[0])
-    if use.requested is not None and use.weights + use.activation[0] > use.requested:
-        message = (
-            f"rank {place.rank}: {show(use.weights, 'B')} of weights do not fit into the "
-            f"{show(use.requested, 'B')} that gpu_memory_utilization gives vLLM"
+    @classmethod
+    def of(cls, spec: Spec, shape: ModelShape) -> Self:
+        return cls(spec, Sizes(shape, resolved_dtype(spec, shape)), groups_of(spec, shape))
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.sizes.shape
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        return layers_per_stage(self.spec, self.shape) or ()
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        return stages(self.counts)
+
+    @cached_property
+    def expert_loads(self) -> tuple[int | None, ...]:
+        """The different numbers of routed experts that ranks hold, the most first."""
+        experts, parallel = self.shape.experts, self.spec.parallel
+        ends = (0, parallel.expert_size - 1)
+        return tuple(dict.fromkeys(experts_held(parallel, experts, ep) for ep in ends))
+
+    @cached_property
+    def different_stages(self) -> Mapping[Hashable, Stage]:
+        """One of each kind of stage, by what makes them alike."""
+        return {self.sizes.alike(stage): stage for stage in reversed(self.stages)}
+
+    @cached_property
+    def uses(self) -> Mapping[tuple[Hashable, int | None], MemoryUse]:
+        """Memory by kind of stage and experts held."""
+        return {
+            (kind, held): memory_use(self.spec, self.sizes, self.groups, stage, held)
+            for kind, stage in self.different_stages.items()
+            for held in self.expert_loads
+        }
+
+    @cached_property
+    def kv_cache(self) -> KvCache | None:
+        """VLLM gives every rank the blocks of the one that has the fewest
+        (v1/core/kv_cache_utils.py: get_kv_cache_configs).
+        """
+        pools = [pool for use in self.uses.values() if (pool := use.kv_blocks) is not None]
+        if not pools:
+            return None
+        low, high = min(pool[0] for pool in pools), min(pool[1] for pool in pools)
+        cache = KvCache(0, 0, (low, high), self.groups, paging(self.spec, self.shape))
+        length = max_model_len(self.spec, self.shape)
+        concurrency = cache.blocks / cache.blocks_per_sequence(length)
+        tokens = int(concurrency * length)
+        return KvCache(tokens, concurrency, cache.blocks_range, cache.groups, cache.paging)
+
+    @property
+    def max_model_len(self) -> int:
+        return max_model_len(self.spec, self.shape)
+
+    def violations(self) -> Iterator[Violation]:
+        """What can't fit even if everything that is only known in ranges turns out small."""
+        (kind, _), use = max(
+            self.uses.items(), key=lambda item: item[1].weights + item[1].activation[0]
         )
-        found.append(Violation("weights_fit", "hardware", message, "determine_available_memory"))
-    elif kv_cache and kv_cache.blocks_range[1] - 1 < -(-length // kv_cache.block_size):
-        message = (
-            f"the KV cache holds at most {kv_cache.blocks_range[1] * kv_cache.block_size:,} "
-            f"tokens, max_model_len is {length:,}"
+        fixed = use.weights + use.activation[0]
+        cache, length = self.kv_cache, max_model_len(self.spec, self.shape)
+        if use.requested is not None and fixed > use.requested:
+            message = (
+                f"stage {self.different_stages[kind].index}: {show(use.weights, 'B')} of weights "
+                f"and at least {show(use.activation[0], 'B')} of activations do not fit into the "
+                f"{show(use.requested, 'B')} that gpu_memory_utilization gives vLLM"
+            )
+            yield Violation("weights_fit", "hardware", message, "determine_available_memory")
+        elif cache and cache.blocks_range[1] - 1 < cache.blocks_per_sequence(length):
+            longest = cache.longest(length)
+            message = f"the KV cache does not hold one sequence of max_model_len {length:,} tokens"
+            message += f": {longest:,} fit" if longest else ": none fits"
+            source = "check_enough_kv_cache_memory"
+            yield Violation("kv_cache_fits", "serve.max_model_len", message, source)
+
+    def needed_utilization(self) -> float | None:
+        """The least gpu_memory_utilization with which the declared sequences fit, or one."""
+        visible = self.spec.hardware.device.visible_bytes
+        if visible is None or self.spec.hardware.device.platform == "cpu" or not self.kv_cache:
+            return None
+        length = max_model_len(self.spec, self.shape)
+        wanted = self.spec.require.kv_cache
+        sequences = wanted.concurrent_sequences if wanted else 1
+        tokens = (wanted.tokens_per_sequence if wanted else None) or length
+        blocks = max(
+            sequences * self.kv_cache.blocks_per_sequence(tokens),
+            self.kv_cache.blocks_per_sequence(length) + 1,
         )
-        source = "check_enough_kv_cache_memory"
-        found.append(Violation("kv_cache_fits", "serve.max_model_len", message, source))
-    return found
+        most = max(u.weights + u.activation[1] + blocks * u.block for u in self.uses.values())
+        return most / visible
+
+    def ranks(self) -> Iterator[Rank]:
+        for place in places(self.spec, self.counts):
+            held = experts_held(self.spec.parallel, self.shape.experts, place.ep)
+            yield self._rank(place, held)
+
+    def _rank(self, place: Place, held: int | None) -> Rank:
+        use, cache = self.uses[self.sizes.alike(self.stages[place.pp]), held], self.kv_cache
+        total, used = self.spec.hardware.device.total_bytes, use.requested
+        if self.spec.hardware.device.platform == "cpu" and use.kv_available:
+            used = use.weights + use.activation[1] + use.kv_available[1]
+        return Rank(
+            **_coordinates(place),
+            weights_bytes=use.weights,
+            kv_bytes_per_token=round(use.kv_per_token),
+            kv_blocks=cache.blocks if cache else None,
+            kv_tokens=cache.blocks * cache.block_size if cache else None,
+            activation_bytes=use.activation,
+            used_bytes=used,
+            headroom_bytes=total - used if total is not None and used is not None else None,
+            experts=held,
+        )
 
 
-def _bare(place: Place) -> Rank:
-    return Rank(**asdict(place))
+def _coordinates(place: Place) -> dict[str, Any]:
+    return {field.name: getattr(place, field.name) for field in _PLACE}
 
 
-def _rank(spec: Spec, place: Place, use: MemoryUse, kv_cache: KvCache | None) -> Rank:
-    size = block_size(spec)
-    total = spec.hardware.device.total_bytes
-    used = use.requested
-    if spec.hardware.device.platform == "cpu" and use.kv_available:
-        used = use.weights + use.activation[1] + use.kv_available[1]
-    blocks = sum(kv_cache.blocks_range) // 2 if kv_cache else None
-    return Rank(
-        **asdict(place),
-        weights_bytes=use.weights,
-        kv_bytes_per_token=use.kv_per_token,
-        kv_blocks=blocks,
-        kv_tokens=blocks * size if blocks is not None else None,
-        activation_bytes=use.activation,
-        used_bytes=used,
-        headroom_bytes=total - used if total is not None and used is not None else None,
+def _bare(
+    spec: Spec, shape: ModelShape | None, violations: Sequence[Violation], unknown: str = ""
+) -> Plan:
+    """A plan without bytes: of what is not known, or can't be."""
+    counts = layers_per_stage(spec, shape)
+    return Plan(
+        spec=spec,
+        devices=spec.parallel.devices,
+        available=spec.hardware.devices,
+        parameters=shape.parameters if shape else None,
+        ranks=tuple(Rank(**_coordinates(place)) for place in places(spec, counts)),
+        violations=tuple(violations),
+        kv_cache=None,
+        max_model_len=max_model_len(spec, shape) if shape else spec.serve.max_model_len,
+        stage_layers=counts,
+        shape=shape,
+        unknown=unknown,
     )

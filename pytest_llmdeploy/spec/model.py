@@ -127,6 +127,16 @@ class Parallel(Record):
     def devices(self) -> int:
         return self.world_size * self.data
 
+    @property
+    def expert_size(self) -> int:
+        """Ranks over which routed experts are spread: all of a stage, over all copies."""
+        return self.data * self.prefill_context * self.tensor
+
+    @property
+    def expert_tensor(self) -> int:
+        """Ways in which each routed expert is split: with expert parallelism none."""
+        return 1 if self.expert else self.expert_size
+
     def __str__(self) -> str:
         parts = [f"TP {self.tensor}", f"PP {self.pipeline}", f"DP {self.data}"]
         if self.prefill_context > 1:
@@ -196,6 +206,9 @@ class Serve(Record):
     kv_cache_dtype: str = "auto"
     block_size: int | None = Field(default=None, ge=1)
     enable_chunked_prefill: bool | None = None
+    enforce_eager: bool | None = None
+    async_scheduling: bool | None = None
+    disable_hybrid_kv_cache_manager: bool | None = None
     served_model_name: str | None = None
     extra_args: tuple[str, ...] = Field(default=(), strict=False)
     env: Mapping[str, EnvironmentValue] = Field(default_factory=dict)
@@ -390,6 +403,12 @@ class BalanceRequire(Record):
     layers: Fraction | None = None
 
 
+class StrategyRequire(Record):
+    """How far the declared strategy may be from the best feasible one."""
+
+    within: Fraction
+
+
 class Require(Record):
     """What the deployment must be; every key becomes a row. A mapping under another key holds
     the requirements of somebody's own checks.
@@ -402,6 +421,7 @@ class Require(Record):
     kv_cache: KvCacheRequire | None = None
     balance: BalanceRequire = BalanceRequire()
     interconnect: Literal["nvlink"] | None = None
+    strategy: StrategyRequire | None = None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from syrupy.assertion import SnapshotAssertion
 
 from pytest_llmdeploy.evidence import Judgement, Status
-from pytest_llmdeploy.plan import Plan, ShapeUnknownError, plan, requirements, shape_from_config
+from pytest_llmdeploy.plan import Plan, plan, requirements
 from pytest_llmdeploy.spec import Spec
 from pytest_llmdeploy.units import Bytes, Fraction
-from tests.plan.deployments import CONFIG, LLAMA_70B, made, tiny, with_config
+from tests.plan.deployments import LLAMA_70B, made, tiny, with_config
 from tests.specs import TINY
 
 BYTES = ("weights_bytes", "kv_bytes_per_token", "activation_bytes")
@@ -113,7 +112,7 @@ def judgements(found: Plan, spec: Spec) -> tuple[Judgement, ...]:
         requirements.device_count(found, spec, 8),
         requirements.memory_utilization(found, spec, Fraction(1)),
         requirements.memory_headroom(found, Bytes(0)),
-        requirements.kv_capacity(found, 1, None),
+        requirements.kv_capacity(found, spec, 1, None),
         requirements.layer_balance(found, Fraction(1)),
     )
 
@@ -142,30 +141,6 @@ class TestUnknown:
         assert [violation.rule for violation in found.violations] == ["devices"]
 
     @pytest.mark.parametrize(
-        "change",
-        [
-            {"model_type": "lama"},
-            {"model_type": "mamba"},
-            {"hidden_size": None},
-            {"vocab_size": "1024"},
-            {"num_attention_heads": -1},
-            {"num_attention_heads": 0},
-            {"torch_dtype": "float8_e4m3fn"},
-            {"rope_scaling": ["yarn"]},
-            {"quantization_config": {"quant_method": "fp8"}},
-        ],
-        ids=lambda change: "-".join(map(str, *change.items())),
-    )
-    def test_a_config_that_says_too_little(
-        self, change: dict[str, Any], snapshot: SnapshotAssertion
-    ) -> None:
-        """A config.json that can't be planned with is refused by what is wrong in it."""
-        config = {k: v for k, v in {**CONFIG, **change}.items() if v is not None}
-        with pytest.raises(ShapeUnknownError) as refused:
-            shape_from_config(config)
-        assert str(refused.value) == snapshot
-
-    @pytest.mark.parametrize(
         ("text", "reason"),
         [(None, "cannot be read"), ("{", "is not JSON"), ("[]", "is not a mapping")],
     )
@@ -177,31 +152,6 @@ class TestUnknown:
         path = tmp_path / "config.json"
         path.unlink() if text is None else path.write_text(text)
         assert plan(spec).unknown.endswith(reason) or reason in plan(spec).unknown
-
-    def test_quantization_is_not_guessed(self) -> None:
-        """Weights that vLLM is to quantize are not sized as if it did not."""
-        spec = made(model={"quantization": "fp8"}, parallel={"tensor": 1})
-        found = plan(spec)
-        assert "quantized" in found.unknown
-        assert found.is_feasible
-
-
-@pytest.mark.parametrize(
-    ("scaling", "positions"),
-    [
-        (None, 4096),
-        ({"rope_type": "llama3", "factor": 8.0}, 4096),
-        ({"rope_type": "linear", "factor": 2.0}, 8192),
-        ({"type": "dynamic", "factor": 2.0}, 8192),
-        (
-            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
-            8192,
-        ),
-    ],
-)
-def test_positions(scaling: dict[str, Any] | None, positions: int) -> None:
-    """How long a sequence may be is what vLLM derives from the rope scaling."""
-    assert shape_from_config({**CONFIG, "rope_scaling": scaling}).positions == positions
 
 
 class TestPredicates:
@@ -219,11 +169,17 @@ class TestPredicates:
     )
     def test_kv_capacity(self, sequences: int, tokens: int | None, status: Status) -> None:
         """Where the cache is known exactly, one sequence more than it holds is too many."""
-        found = requirements.kv_capacity(plan(tiny()), sequences, tokens)
+        found = requirements.kv_capacity(plan(tiny()), tiny(), sequences, tokens)
         assert found.status is status
         held = 256 if tokens != 513 else 204
         assert found.result == f"{held} × {tokens or 512}"
         assert (found.bound, found.limit, found.unit) == (held, sequences, "sequences")
+
+    def test_kv_capacity_of_copies(self) -> None:
+        """The caches of all data-parallel copies together hold the sequences."""
+        two = tiny(parallel={"tensor": 1, "data": 2})
+        assert requirements.kv_capacity(plan(two), two, 256, 512).status is Status.PASS
+        assert requirements.kv_capacity(plan(two), two, 257, 512).status is Status.FAIL
 
     def test_kv_capacity_between(self) -> None:
         """What only the larger of two estimates holds is not decided."""
@@ -232,7 +188,7 @@ class TestPredicates:
         low, high = found.kv_cache.sequences(8192)
         assert low < high
         wanted = {low: Status.PASS, low + 1: Status.INCONCLUSIVE, high + 1: Status.FAIL}
-        judged = {n: requirements.kv_capacity(found, n, 8192) for n in wanted}
+        judged = {n: requirements.kv_capacity(found, made(), n, 8192) for n in wanted}
         assert {n: judgement.status for n, judgement in judged.items()} == wanted
         assert judged[low + 1].result == f"{low} to {high} × 8,192"
 
