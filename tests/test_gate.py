@@ -13,7 +13,7 @@ from tests.specs import STEADY, write_spec
 from tests.standin import Standin
 
 REQUIRE = {"devices": 2, "balance": {"layers": "0%"}}
-PLAN_ROWS = {"feasible", "device_count", "layer_balance"}
+PLAN_ROWS = {"feasible", "device_count", "deployable", "layer_balance"}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_named_spec_is_collected_and_nothing_else(pytester: pytest.Pytester) -
     pytester.makepyfile(test_mine="def test_mine(): assert False")
     write_spec(pytester.path / "s.yaml", require=REQUIRE)
     result = run(pytester, "--deploy-spec", "s.yaml", "--deploy-plan-only")
-    result.assert_outcomes(passed=3, deselected=4)
+    result.assert_outcomes(passed=4, deselected=4)
     assert result.ret == 0
 
 
@@ -73,7 +73,7 @@ def test_positional_arguments_are_kept_beside_the_spec(pytester: pytest.Pytester
     pytester.makepyfile(test_mine="def test_mine(): pass", test_other="def test_other(): pass")
     write_spec(pytester.path / "s.yaml", require=REQUIRE)
     result = run(pytester, "test_mine.py", "--deploy-spec", "s.yaml", "--deploy-plan-only")
-    result.assert_outcomes(passed=4, deselected=4)
+    result.assert_outcomes(passed=5, deselected=4)
 
 
 def test_the_folder_of_a_spec_may_be_asked_for_as_well(pytester: pytest.Pytester) -> None:
@@ -81,7 +81,7 @@ def test_the_folder_of_a_spec_may_be_asked_for_as_well(pytester: pytest.Pytester
     pytester.makepyfile(test_mine="def test_mine(): pass")
     write_spec(pytester.path / "s.yaml", require=REQUIRE)
     result = run(pytester, ".", "--deploy-spec", "s.yaml", "--deploy-plan-only")
-    result.assert_outcomes(passed=4, deselected=4)
+    result.assert_outcomes(passed=5, deselected=4)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_ini_option_names_specs(pytester: pytest.Pytester) -> None:
     """`deploy_spec` in the configuration is as good as the option."""
     pytester.makeini("[pytest]\ndeploy_spec = s.yaml\n")
     write_spec(pytester.path / "s.yaml", require=REQUIRE)
-    run(pytester, "--deploy-plan-only").assert_outcomes(passed=3, deselected=4)
+    run(pytester, "--deploy-plan-only").assert_outcomes(passed=4, deselected=4)
 
 
 def test_hundreds_of_specs_take_seconds(pytester: pytest.Pytester) -> None:
@@ -142,7 +142,7 @@ def test_hundreds_of_specs_take_seconds(pytester: pytest.Pytester) -> None:
     for index in range(100):
         write_spec(pytester.path / "specs" / f"{index}.yaml", require=REQUIRE)
     result = run(pytester, "--deploy-spec", "specs/*.yaml", "--deploy-plan-only", "-q")
-    result.assert_outcomes(passed=300, deselected=400)
+    result.assert_outcomes(passed=400, deselected=400)
     assert result.duration < 20
 
 
@@ -160,7 +160,7 @@ def test_a_broken_spec_is_one_error_and_the_others_run(pytester: pytest.Pytester
         "--continue-on-collection-errors",
         "--deploy-report=out.json",
     )
-    result.assert_outcomes(passed=3, errors=1, deselected=4)
+    result.assert_outcomes(passed=4, errors=1, deselected=4)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*bad.yaml:3: hardwear: unknown key: did you mean 'hardware'?"])
     result.stdout.no_fnmatch_line("*Traceback*")
@@ -194,10 +194,10 @@ def test_k_and_m_select(pytester: pytest.Pytester, url: str) -> None:
     """-k goes by name, -m by phase."""
     write_spec(pytester.path / "s.yaml", require=REQUIRE)
     arguments = ["--deploy-spec", "s.yaml", "--deploy-url", url]
-    run(pytester, *arguments, "-k", "device").assert_outcomes(passed=1, deselected=5)
-    run(pytester, *arguments, "-m", "plan").assert_outcomes(passed=3, deselected=3)
+    run(pytester, *arguments, "-k", "device").assert_outcomes(passed=1, deselected=6)
+    run(pytester, *arguments, "-m", "plan").assert_outcomes(passed=4, deselected=3)
     run(pytester, *arguments, "-k", "model_served", "-m", "live").assert_outcomes(
-        passed=1, deselected=5
+        passed=1, deselected=6
     )
 
 
@@ -206,7 +206,7 @@ def test_only_own_tests_may_be_selected(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_mine="def test_mine(plan): assert plan.is_feasible")
     write_spec(pytester.path / "s.yaml")
     result = run(pytester, "test_mine.py", "--deploy-spec", "s.yaml", "-k", "mine")
-    result.assert_outcomes(passed=1, deselected=5)
+    result.assert_outcomes(passed=1, deselected=6)
     assert result.ret == 0
 
 
@@ -214,7 +214,7 @@ def test_last_failed_reruns_what_failed(pytester: pytest.Pytester) -> None:
     """--lf works as for any test."""
     write_spec(pytester.path / "s.yaml", require={"devices": 4, "balance": {"layers": "0%"}})
     arguments = ["--deploy-spec", "s.yaml", "--deploy-plan-only"]
-    pytester.runpytest(*QUICK, *arguments).assert_outcomes(passed=2, failed=1, deselected=4)
+    pytester.runpytest(*QUICK, *arguments).assert_outcomes(passed=3, failed=1, deselected=4)
     pytester.runpytest(*QUICK, *arguments, "--lf").assert_outcomes(failed=1)
 
 
@@ -223,7 +223,7 @@ def test_junitxml_carries_the_rows(pytester: pytest.Pytester) -> None:
     write_spec(pytester.path / "s.yaml", require=REQUIRE)
     run(pytester, "--deploy-spec", "s.yaml", "--deploy-plan-only", "--junitxml=j.xml")
     text = (pytester.path / "j.xml").read_text()
-    assert text.count('<property name="llmdeploy"') == 3
+    assert text.count('<property name="llmdeploy"') == 4
 
 
 def test_plan_checks_come_first_then_one_deployment_after_the_other(
@@ -241,7 +241,7 @@ def test_plan_checks_come_first_then_one_deployment_after_the_other(
         else line.replace("test_mine.py::test_mine[", "")[0]
         for line in order
     ]
-    assert phases == ["plan"] * 9 + ["a"] * 6 + ["b"] * 6
+    assert phases == ["plan"] * 11 + ["a"] * 6 + ["b"] * 6
     assert order[-1] == "b.yaml::clean_stop"
 
 
@@ -264,7 +264,7 @@ def test_a_conftest_cannot_replace_what_the_checks_use(pytester: pytest.Pytester
     result = run(
         pytester, "test_mine.py", "s.yaml", "--deploy-url", url, "-k", "mine or served or feasible"
     )
-    result.assert_outcomes(passed=3, deselected=4)
+    result.assert_outcomes(passed=3, deselected=5)
 
 
 def test_user_tests_share_the_deployment(pytester: pytest.Pytester, standin: Standin) -> None:
@@ -410,6 +410,7 @@ def test_a_plan_that_cannot_work_is_not_launched(pytester: pytest.Pytester) -> N
     assert statuses(entry) == {
         "feasible": "FAIL",
         "device_count": "FAIL",
+        "deployable": "PASS",
         "ranks_up": "SKIPPED",
         "model_served": "SKIPPED",
         "server_limits": "SKIPPED",
@@ -504,7 +505,7 @@ def test_plan_checks_may_run_in_parallel(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(
         "--deploy-spec=*.yaml", "--deploy-plan-only", "-n2", "--deploy-report=out.json"
     )
-    result.assert_outcomes(passed=6)
+    result.assert_outcomes(passed=8)
     document = json.loads((pytester.path / "out.json").read_text())
     assert [spec["verdict"] for spec in document["specs"]] == ["PLAN PASSES"] * 2
 
@@ -572,4 +573,4 @@ def light(expect):
     arguments = ["--deploy-spec", str(spec), "--deploy-plan-only"]
     others = ["-pno:rerunfailures", "-pno:xdist"]
     result = pytester.runpytest_subprocess(*QUICK, *others, *arguments)
-    result.assert_outcomes(passed=2, deselected=4)
+    result.assert_outcomes(passed=3, deselected=4)

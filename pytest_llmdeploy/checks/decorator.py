@@ -64,13 +64,11 @@ def check(
             when the spec gives that key. Without one, it always is.
         family: The group that it is listed under; by default the name of its module.
         hint: What to change when it does not pass.
-        when: Whether it applies to a spec at all; only for checks without a key.
+        when: Whether it applies to a spec at all. A requirement that no check applies to is an
+            error of the spec.
         launched: Whether it is about a server that the run itself launched; there is no such item
             when it attaches to one.
     """
-    if when is not None and require is not None:
-        msg = "a requirement that a spec gives is always judged: give either `require` or `when`"
-        raise TypeError(msg)
 
     def attach(function: _Function) -> _Function:
         if "expect" not in inspect.signature(function).parameters:

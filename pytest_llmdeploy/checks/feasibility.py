@@ -22,3 +22,9 @@ def device_count(plan: Plan, spec: Spec, required: int, expect: Expect) -> None:
 def decidable(spec: Spec, workload: Workload, expect: Expect) -> None:
     """Within max_duration, the workload sends enough requests to pass its percentiles."""
     expect.judge(requirements.decidable(spec, workload))
+
+
+@check("Deployable")
+def deployable(plan: Plan, spec: Spec, expect: Expect) -> None:
+    """The spec says enough to deploy."""
+    expect.judge(requirements.deployable(plan, spec))

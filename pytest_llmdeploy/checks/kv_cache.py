@@ -1,25 +1,30 @@
 """Whether the KV cache holds the declared concurrency: as planned, and as the server reports it."""
 
+import math
+
 from pytest_llmdeploy.checks.decorator import check
 from pytest_llmdeploy.checks.expect import Expect
 from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.plan import Plan, requirements
 from pytest_llmdeploy.serving import Server
+from pytest_llmdeploy.spec import Spec
 from pytest_llmdeploy.spec.model import KvCacheRequire
 
 _MORE = "raise serve.gpu_memory_utilization, use more devices, or lower tokens_per_sequence"
 
 
 @check("KV capacity, planned", require="kv_cache", hint=_MORE)
-def planned_kv_capacity(plan: Plan, required: KvCacheRequire, expect: Expect) -> None:
+def planned_kv_capacity(plan: Plan, spec: Spec, required: KvCacheRequire, expect: Expect) -> None:
     """The KV cache will hold the declared sequences, at their declared length, all at once."""
     sequences, tokens = required.concurrent_sequences, required.tokens_per_sequence
-    expect.judge(requirements.kv_capacity(plan, sequences, tokens))
+    expect.judge(requirements.kv_capacity(plan, spec, sequences, tokens))
 
 
 @check("KV capacity", require="kv_cache", hint=_MORE)
-def kv_capacity(server: Server, required: KvCacheRequire, expect: Expect) -> None:
-    """The KV cache that the server allocated holds the declared sequences at once."""
+def kv_capacity(
+    server: Server, plan: Plan, spec: Spec, required: KvCacheRequire, expect: Expect
+) -> None:
+    """The KV caches that the server allocated hold the declared sequences at once."""
     sequences = required.concurrent_sequences
     tokens = required.tokens_per_sequence or server.max_model_len or 0
     requirement = f"{sequences:,} × {tokens:,} tokens"
@@ -35,8 +40,8 @@ def kv_capacity(server: Server, required: KvCacheRequire, expect: Expect) -> Non
             )
         )
         return
-    # A sequence takes whole blocks.
-    held = int(size) // (-(-tokens // int(block)) * int(block))
+    # Every copy has as much (vLLM does not add these up).
+    held = _held(plan, server, int(size), int(block), tokens) * spec.parallel.data
     expect.judge(
         judged(
             held >= sequences,
@@ -50,3 +55,15 @@ def kv_capacity(server: Server, required: KvCacheRequire, expect: Expect) -> Non
             evidence={"source": source, "kv_cache_tokens": int(size), "block_size": int(block)},
         )
     )
+
+
+def _held(plan: Plan, server: Server, size: int, block: int, tokens: int) -> int:
+    """Sequences of `tokens` in a cache that vLLM calls `size` tokens large: a sequence takes whole
+    blocks, in every group of layers.
+    """
+    length = server.max_model_len or plan.max_model_len
+    if plan.kv_cache is None or plan.kv_cache.block_size != block or not length:
+        return size // (-(-tokens // block) * block)
+    # VLLM rounds the tokens down.
+    blocks = math.ceil(size * plan.kv_cache.blocks_per_sequence(length) / length)
+    return blocks // plan.kv_cache.blocks_per_sequence(tokens)

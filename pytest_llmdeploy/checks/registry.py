@@ -16,6 +16,7 @@ from pytest_llmdeploy.checks import (
     ranks,
     service,
     shutdown,
+    strategy,
 )
 from pytest_llmdeploy.checks.decorator import Check, check_of
 
@@ -30,6 +31,7 @@ _BUILT_IN = (
     identity,
     latency,
     service,
+    strategy,
     shutdown,
 )
 

@@ -71,9 +71,10 @@ def requirements(spec: Spec, checks: Iterable[Check]) -> list[Requirement]:
 
 
 def _instances(spec: Spec, check: Check) -> Iterator[tuple[KeyPath, Any, dict[str, Any]]]:
+    if check.when is not None and not check.when(spec):
+        return
     if check.require is None:
-        if check.when is None or check.when(spec):
-            yield (), None, {}
+        yield (), None, {}
         return
     path = tuple(check.require.split("."))
     path = path if path[0] in type(spec).model_fields else ("require", *path)
@@ -83,8 +84,8 @@ def _instances(spec: Spec, check: Check) -> Iterator[tuple[KeyPath, Any, dict[st
 def _walk(
     node: Any, path: tuple[str, ...], key: KeyPath, placeholders: dict[str, Any]
 ) -> Iterator[tuple[KeyPath, Any, dict[str, Any]]]:
-    """The values at `path` below `node` that the spec gives."""
-    if node is None:
+    """The values at `path` below `node` that the spec gives; no limits at all are none."""
+    if node is None or (node == {} and key[0] == "workloads"):
         return
     if not path:
         yield key, node, placeholders
@@ -106,8 +107,8 @@ def _walk(
 
 def _parsed(check: Check, value: Any) -> Any:
     """A value of somebody's own namespace by the annotation of `required`; others are typed."""
-    wanted = check.required_type
-    if wanted is None or isinstance(value, BaseModel):
+    wanted, typed = check.required_type, (check.require or "").startswith("workloads.")
+    if wanted is None or typed or isinstance(value, BaseModel):
         return value
     return TypeAdapter(wanted).validate_python(value, strict=True)
 

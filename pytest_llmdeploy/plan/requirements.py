@@ -5,15 +5,46 @@ The plan checks report them, preflight consults them, and a search over strategi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 from pytest_llmdeploy.evidence import Evidence, Judgement, Status, judged
+from pytest_llmdeploy.plan.goal import tightest
+from pytest_llmdeploy.plan.memory import kv_cache_bytes
 from pytest_llmdeploy.plan.model import Plan
+from pytest_llmdeploy.plan.search import declared
 from pytest_llmdeploy.spec import Spec, Workload
-from pytest_llmdeploy.units import Bytes, Fraction, Rate, show
+from pytest_llmdeploy.units import Bytes, Duration, Fraction, Rate, show
 from pytest_llmdeploy.verdict import Readings, SequentialTest
 
 _SOURCE = "calculated from the spec"
+_PREDICTED = "predicted by the plan's latency model"
+
+
+def judgements(spec: Spec, plan: Plan) -> Mapping[str, Judgement]:
+    """Every requirement of `spec` that needs no server and no search, by its key."""
+    required, found = spec.require, {"feasible": feasible(plan)}
+    memory, cache = required.memory, required.kv_cache
+    if required.devices is not None:
+        found["devices"] = device_count(plan, spec, required.devices)
+    if memory.max_utilization is not None:
+        found["memory.max_utilization"] = memory_utilization(plan, spec, memory.max_utilization)
+    if memory.min_headroom is not None:
+        found["memory.min_headroom"] = memory_headroom(plan, memory.min_headroom)
+    if cache is not None:
+        found["kv_cache"] = kv_capacity(
+            plan, spec, cache.concurrent_sequences, cache.tokens_per_sequence
+        )
+    if required.balance.layers is not None:
+        found["balance.layers"] = layer_balance(plan, required.balance.layers)
+    for workload in spec.workloads:
+        if workload.rate is not None:
+            found[f"workloads.{workload.name}.rate"] = decidable(spec, workload)
+        if workload.name in plan.prediction:
+            for metric, limit in tightest(workload).items():
+                key = f"workloads.{workload.name}.require.{metric}"
+                found[key] = within_reach(plan, workload, metric, Duration(limit))
+    return found
 
 
 def feasible(plan: Plan) -> Judgement:
@@ -65,25 +96,35 @@ def memory_headroom(plan: Plan, required: Bytes) -> Judgement:
     return _planned(plan, left).at_least(required, "on each device")
 
 
-def kv_capacity(plan: Plan, sequences: int, tokens: int | None) -> Judgement:
-    """The KV cache holds so many sequences of so many tokens (default: max_model_len) at once."""
+def kv_capacity(plan: Plan, spec: Spec, sequences: int, tokens: int | None) -> Judgement:
+    """The KV caches of all copies hold so many sequences of so many tokens (default:
+    max_model_len) at once.
+    """
     tokens = tokens or plan.max_model_len
     requirement = f"{sequences:,} × {tokens or 0:,} tokens"
     if plan.kv_cache is None or tokens is None:
         return _error(requirement, _why_unknown(plan))
-    low, high = plan.kv_cache.sequences(tokens)
-    copies = f"{low:,} × {tokens:,}" if low == high else f"{low:,} to {high:,} × {tokens:,}"
+    low, high = (held * spec.parallel.data for held in plan.kv_cache.sequences(tokens))
+    held = f"{low:,} × {tokens:,}" if low == high else f"{low:,} to {high:,} × {tokens:,}"
     good = True if low >= sequences else False if high < sequences else None
     return judged(
         good,
         requirement,
-        copies,
-        measured=plan.kv_cache.tokens / tokens,
+        held,
+        measured=plan.kv_cache.blocks
+        / plan.kv_cache.blocks_per_sequence(tokens)
+        * spec.parallel.data,
         bound=high if good is False else low,
         limit=sequences,
         unit="sequences",
         margin=((high if good is False else low) - sequences) / sequences,
-        evidence={"source": _SOURCE, "kv_cache_tokens": plan.kv_cache.tokens},
+        evidence={
+            "source": _SOURCE,
+            "kv_cache_tokens": plan.kv_cache.tokens,
+            "copies": spec.parallel.data,
+            "needed_utilization": plan.needed_utilization,
+        },
+        hint=_utilization_hint(plan),
     )
 
 
@@ -122,6 +163,104 @@ def decidable(spec: Spec, workload: Workload) -> Judgement:
         evidence={"source": _SOURCE, "shortest": shortest},
         hint=f"at {workload.rate} set max_duration to {shortest} or more",
     )
+
+
+def within_reach(plan: Plan, workload: Workload, metric: str, limit: Duration) -> Judgement:
+    """The limit is not out of reach: the lowest that is predicted is within it.
+
+    It says nothing of a tail or of queues; those are measured.
+    """
+    requirement = f"≤ {show(limit, 'ms')} within reach"
+    prediction = plan.prediction.get(workload.name)
+    if prediction is None:
+        return _error(requirement, _why_unknown(plan))
+    found = prediction.ttft_ms if metric == "ttft" else prediction.tpot_ms
+    spread = show(found.high - found.value, "ms")
+    outside = f", outside of what it was fitted on: {', '.join(prediction.outside)}"
+    return judged(
+        found.low <= limit,
+        requirement,
+        f"{show(found.value, 'ms')} ± {spread}",
+        measured=found.value,
+        bound=found.low,
+        limit=limit,
+        unit="ms",
+        margin=(limit - found.low) / limit if limit else None,
+        evidence={
+            "source": _PREDICTED + (outside if prediction.outside else ""),
+            "low": found.low,
+            "high": found.high,
+            "concurrency": prediction.concurrency,
+        },
+    )
+
+
+def strategy(plan: Plan, within: Fraction) -> Judgement:
+    """The declared strategy does at most the fraction `within` worse than the best feasible one.
+
+    Beaten by less than the prediction's error, it is not decided.
+    """
+    requirement = f"within {show(within, 'fraction')} of best"
+    found = plan.alternatives
+    own, best = declared(found), next((one for one in found if one.place == 1), None)
+    feasible_ones = sum(one.feasible for one in found)
+    if own is None or best is None or own.throughput is None or best.throughput is None:
+        why = own.reasons[0] if own and own.reasons else "nothing is known of the device's speed"
+        return _error(requirement, plan.unknown or f"not ranked: {why}")
+    regret = own.regret or 0.0
+    beaten = own.throughput.high < best.throughput.low * (1 - within)
+    unable = best.meets_limits and not own.meets_limits
+    good = True if regret <= within and not unable else False if beaten else None
+    place = "best" if own is best else f"place {own.place}"
+    lost = "" if own is best else f": {best.parallel} does {show(regret, 'fraction')} more"
+    return judged(
+        good,
+        requirement,
+        f"{place} of {feasible_ones}{lost}" + (f", {own.reasons[0]}" if unable else ""),
+        measured=regret,
+        bound=max(0.0, 1 - own.throughput.high / best.throughput.low),
+        limit=within,
+        unit="fraction",
+        margin=(within - regret) / within if within else None,
+        evidence={
+            "source": _PREDICTED,
+            "considered": len(found),
+            "best": str(best.parallel),
+            "throughput": own.throughput.value,
+            "best_throughput": best.throughput.value,
+        },
+        hint="" if good else f"try {best.parallel}",
+    )
+
+
+def deployable(plan: Plan, spec: Spec) -> Judgement:
+    """The spec says enough to deploy: every rank has its device, its layers and its bytes."""
+    missing = list(_missing(plan, spec))
+    return judged(
+        not missing,
+        "the spec says enough to deploy",
+        "; ".join(missing) or "nothing is missing",
+        evidence={"source": _SOURCE, "missing": missing},
+        hint=f"add {' and '.join(missing)}",
+    )
+
+
+def _missing(plan: Plan, spec: Spec) -> Iterator[str]:
+    if plan.unknown:
+        yield f"the model's shape ({plan.unknown})"
+    if spec.hardware.device.total_bytes is None:
+        yield "the memory of a device (hardware.device.memory)"
+    if spec.hardware.device.platform == "cpu" and kv_cache_bytes(spec) is None:
+        yield "the size of the KV cache (serve.kv_cache_memory_bytes)"
+
+
+def _utilization_hint(plan: Plan) -> str:
+    needed = plan.needed_utilization
+    if needed is None:
+        return ""
+    if needed > 1:
+        return "more than one device's memory would be needed: use more devices, or fp8"
+    return f"gpu_memory_utilization of {math.ceil(needed * 1000) / 1000:g} would hold them"
 
 
 def _planned(plan: Plan, entries: Mapping[str, Evidence]) -> Readings:

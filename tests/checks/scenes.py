@@ -31,6 +31,7 @@ REQUIRED: Mapping[str, Any] = {
         "kv_cache": {"concurrent_sequences": 128, "tokens_per_sequence": 8192},
         "balance": {"memory": "5%", "layers": "5%"},
         "interconnect": "nvlink",
+        "strategy": {"within": "10%"},
     },
 }
 STEADY: Mapping[str, Any] = {

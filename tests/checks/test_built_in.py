@@ -16,9 +16,15 @@ from pytest_llmdeploy.spec.model import Require, WorkloadRequire
 from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
 
 TP3 = Scene(spec={"parallel": {"tensor": 3}})
-SMALL_CACHE = {"kv_cache_size_tokens": str(127 * 8192 + 8191), "block_size": "16"}
+SMALL_CACHE = {"kv_cache_size_tokens": str(127 * 8192 + 8176), "block_size": "16"}
 PP2 = {"tensor": 4, "pipeline": 2}
 SLOW, STALLED = sample(ttft=1500), sample(gaps=(20, 1500, 20))
+
+
+def limited(metric: str, limit: str) -> dict[str, Any]:
+    """The workload with a limit that no device of today reaches."""
+    return {**STEADY, "require": {**STEADY["require"], metric: {"p50": limit}}}
+
 
 # Check: the scene in which it passes, what it finds; the one in which it fails, what it finds.
 CASES: dict[str, tuple[Scene, str, Scene, str]] = {
@@ -26,6 +32,22 @@ CASES: dict[str, tuple[Scene, str, Scene, str]] = {
     "device_count": (
         Scene(), "8 used, 8 × H100-SXM-80GB",
         Scene(spec={"parallel": {"tensor": 4}}), "4 used, 8 × H100-SXM-80GB",
+    ),
+    "deployable": (
+        Scene(), "nothing is missing",
+        Scene(spec={"model": {"id": "unknown/model"}}), "the model's shape",
+    ),
+    "ttft_in_reach": (
+        Scene(), " ms ± ",
+        Scene(spec={"workloads": [limited("ttft", "10ms")]}), " ms ± ",
+    ),
+    "tpot_in_reach": (
+        Scene(), " ms ± ",
+        Scene(spec={"workloads": [limited("tpot", "5ms")]}), " ms ± ",
+    ),
+    "strategy": (
+        Scene(), " of ",
+        Scene(spec={"hardware": {"devices_per_node": 64}}), " does ",
     ),
     "decidable": (
         Scene(), "4,784 in 600 s",

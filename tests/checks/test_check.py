@@ -17,12 +17,15 @@ from pytest_llmdeploy.checks import (
     Requirement,
     check,
     check_of,
+    requirements,
 )
 from pytest_llmdeploy.checks.expect import DecidedTwiceError
 from pytest_llmdeploy.checks.registry import checks_in
 from pytest_llmdeploy.evidence import Evidence, Judgement, Status
+from pytest_llmdeploy.spec import SpecError
 from pytest_llmdeploy.units import Bytes
 from pytest_llmdeploy.verdict import Quantile
+from tests.plan.deployments import made
 
 HINT = "use more devices"
 
@@ -75,9 +78,20 @@ class TestDecorator:
                 """Decides nothing."""
 
     def test_when_and_require(self) -> None:
-        """What a spec requires is judged: no condition may take it away."""
-        with pytest.raises(TypeError, match="give either `require` or `when`"):
-            check("Both", require="team.limit", when=lambda _spec: False)
+        """A check that does not apply judges nothing: what the spec requires is then an error."""
+
+        def judge(required: int, expect: Expect) -> None:
+            """At most so many."""
+            expect(1).at_most(required)
+
+        registry = Registry()
+        applies = check("Both", require="team.limit", when=lambda spec: spec.name == "a")(judge)
+        registry.add(check_of(applies) or pytest.fail("not a check"))
+        required = {"team": {"limit": 3}}
+        found = requirements(made(name="a", require=required), registry)
+        assert "judge" in {requirement.check.name for requirement in found}
+        with pytest.raises(SpecError, match="says nothing"):
+            requirements(made(name="b", require=required), registry)
 
     def test_no_check(self) -> None:
         """Any other function is none."""

@@ -16,6 +16,7 @@ from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.report import Checklist
 from pytest_llmdeploy.report.json_file import report, write_report
 from tests.plan.deployments import made
+from tests.plan.test_search import STEADY
 from tests.report.rows import checklist, full_checklist, row
 
 SCHEMA: Mapping[str, Any] = json.loads(
@@ -43,9 +44,10 @@ def test_the_schema_is_one() -> None:
         checklist(broken="a.yaml:1: version: is required"),
         checklist(facts={"plan": plan(made(parallel={"tensor": 3})).to_json()}),
         checklist(facts={"plan": plan(made(model={"id": "unknown/model"})).to_json()}),
+        checklist(facts={"plan": plan(made(workloads=[STEADY])).to_json()}),
         checklist(rows=[row(measured=float("inf"), bound=float("nan"), limit=1.0)]),
     ],
-    ids=["full", "empty", "broken", "infeasible", "unknown", "unbounded"],
+    ids=["full", "empty", "broken", "infeasible", "unknown", "predicted", "unbounded"],
 )
 def test_reports_validate(made_of: Checklist) -> None:
     """Whatever became of a spec, its report keeps the contract."""
