@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_llmdeploy.serving import LaunchError, command, launch_command
-from pytest_llmdeploy.serving.command import environment, flags
+from pytest_llmdeploy.serving.command import environment, flags, shell_command
 from pytest_llmdeploy.spec import Spec
 
 
@@ -38,6 +38,8 @@ def test_an_empty_spec_has_no_flags() -> None:
         ({"aggregate_engine_logging": True}, ["--aggregate-engine-logging"]),
         ({"aggregate_engine_logging": False}, []),
         ({"allowed_media_domains": ["a.b", "c d"]}, ["--allowed-media-domains", "a.b", "c d"]),
+        ({"allowed_media_domains": ["-a"]}, ["--allowed-media-domains=-a"]),
+        ({"middleware": ["a.b", "c.d"]}, ["--middleware=a.b", "--middleware=c.d"]),
         ({"compilation_config": {"mode": 0}}, ['--compilation-config={"mode": 0}']),
         ({"load_format": "dummy"}, ["--load-format=dummy"]),
         ({"extra_args": ["-O0", "--x", "a b"]}, ["-O0", "--x", "a b"]),
@@ -47,6 +49,43 @@ def test_an_empty_spec_has_no_flags() -> None:
 def test_flags(serve: dict[str, Any], argv: list[str]) -> None:
     """Booleans, lists and JSON as vLLM's parser takes them; units as plain numbers."""
     assert flags(spec(serve=serve)) == argv
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "takes no empty list"),
+        (["a", "-b"], "would take '-b' for"),
+        (["a", -1.5], "would take '-1.5' for"),
+    ],
+)
+def test_a_list_that_no_command_line_holds(items: list[Any], message: str) -> None:
+    """It is refused here, where the key can be named, and not by vLLM's parser."""
+    with pytest.raises(LaunchError, match=rf"^serve\.allowed_media_domains: vLLM.* {message}"):
+        flags(spec(serve={"allowed_media_domains": items}))
+
+
+def test_the_order_of_flags_is_that_of_the_spec() -> None:
+    """It does not change from run to run: first what the plan reads, then the rest as given."""
+    serve = {"seed": 1, "max_num_seqs": 8, "load_format": "dummy", "max_model_len": 64}
+    names = [flag.partition("=")[0] for flag in flags(spec(serve=serve))]
+    assert names == ["--max-model-len", "--max-num-seqs", "--seed", "--load-format"]
+
+
+def test_the_command_for_a_shell() -> None:
+    """One option a line, quoted, with the environment in front; a secret stays a variable."""
+    env = {"HF_TOKEN": {"from_env": "MY_TOKEN"}, "NCCL_DEBUG": "a b"}
+    serve = {"allowed_media_domains": ["a", "b c"], "env": env, "extra_args": ["-x", "1"]}
+    found = spec(serve=serve, parallel={"pipeline": 2, "layers": [3, 1]})
+    assert shell_command(found).split(" \\\n  ") == [
+        'HF_TOKEN="${MY_TOKEN}"',
+        "NCCL_DEBUG='a b'",
+        "VLLM_PP_LAYER_PARTITION=3,1",
+        "vllm serve org/model",
+        "--pipeline-parallel-size=2",
+        "--allowed-media-domains a 'b c'",
+        "-x 1",
+    ]
 
 
 def test_the_strategy() -> None:
@@ -63,9 +102,10 @@ def test_the_strategy() -> None:
 
 
 def test_the_model() -> None:
-    """What is said of the model is passed on; `auto` is what vLLM does anyway."""
-    model = {"id": "m", "dtype": "float16", "quantization": "fp8", "revision": "abc"}
-    assert flags(spec(model=model)) == ["--revision=abc", "--dtype=float16", "--quantization=fp8"]
+    """What is said of the model is passed on; the dtype `auto` is what vLLM does anyway."""
+    model = {"id": "m", "dtype": "float16", "quantization": "fp8", "revision": "auto"}
+    assert flags(spec(model=model)) == ["--revision=auto", "--dtype=float16", "--quantization=fp8"]
+    assert flags(spec(model={"id": "m", "dtype": "auto"})) == []
 
 
 def test_gpus_are_numbered_as_nvml_does() -> None:

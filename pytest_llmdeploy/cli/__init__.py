@@ -1,0 +1,76 @@
+"""`llmdeploy`: the same rooms without pytest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+
+class RefusedError(Exception):
+    """A command can't do what it is asked; the text is all that a person needs to see."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code is 2 where it refuses, with the reason on stderr."""
+    arguments = _parser().parse_args(argv)
+    command = import_module(f"{__name__}.{arguments.command}")
+    try:
+        code: int = command.run(arguments)
+    except RefusedError as error:
+        sys.stderr.write(f"llmdeploy {arguments.command}: {error}\n")
+        return 2
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmdeploy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_plan(commands)
+    _add_init(commands)
+    schema = commands.add_parser("schema", help="print the JSON Schema of the spec or the report")
+    schema.add_argument("of", nargs="?", choices=("spec", "report"), default="spec")
+    return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="print what follows from a spec: layout, memory, prediction, alternatives",
+        epilog="exit code: 0 feasible, 1 not feasible or not known, 2 not a valid spec",
+    )
+    plan.add_argument("spec", type=Path, help="a spec file")
+    form = plan.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print it as JSON")
+    form.add_argument(
+        "--graph", choices=("json", "dot", "mermaid"), help="print the deployment graph"
+    )
+    form.add_argument(
+        "--repair",
+        action="store_true",
+        help="print the smallest changes of the spec with which every plan check passes",
+    )
+
+
+def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    init = commands.add_parser("init", help="write a spec for a command line that you have")
+    init.add_argument(
+        "--from-command",
+        required=True,
+        metavar="COMMAND",
+        help="the line that starts the server, `vllm serve …`, in one argument; - reads stdin",
+    )
+    init.add_argument("--device", required=True, help="a GPU of the catalogue, or cpu")
+    init.add_argument("--devices-per-node", type=count, metavar="N")
+    init.add_argument("--nodes", type=count, metavar="N")
+    init.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+    init.add_argument("--force", action="store_true", help="overwrite FILE")
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
