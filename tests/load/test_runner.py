@@ -54,7 +54,7 @@ def test_an_open_loop_sends_on_schedule(standin: Standin) -> None:
 def test_a_closed_loop_keeps_its_number_in_flight(standin: Standin) -> None:
     """Never more than the concurrency, and hardly ever less."""
     standin.configure(ttft_ms=40, tpot_ms=10)
-    traffic = run(standin, endless(concurrency=5))
+    traffic = run(standin, endless(concurrency=5, max_duration="3s"))
     edges = [(s.sent, 1) for s in traffic.samples] + [(s.ended, -1) for s in traffic.samples]
     flying, peak = 0, 0
     for _, change in sorted(edges):
@@ -62,7 +62,7 @@ def test_a_closed_loop_keeps_its_number_in_flight(standin: Standin) -> None:
         peak = max(peak, flying)
     assert peak == traffic.running_peak.value == 5
     busy = sum(min(s.ended, traffic.end) - s.sent for s in traffic.samples)
-    assert busy / (traffic.end - traffic.start) > 0.85 * 5
+    assert busy / (traffic.end - traffic.start) > 0.7 * 5
 
 
 def test_it_stops_when_all_is_decided(standin: Standin) -> None:

@@ -132,9 +132,9 @@ def test_secrets_come_from_the_environment(tmp_path: Path) -> None:
 
 def test_flags_pass_through_by_their_own_names(tmp_path: Path) -> None:
     """A flag that the plan does not read is kept as given; extra_args may repeat what vLLM may."""
-    serve = "{enforce_eager: true, seed: 3, extra_args: [--middleware=a, --middleware=b, --new, x]}"
+    serve = "{enable_lora: true, seed: 3, extra_args: [--middleware=a, --middleware=b, --new, x]}"
     spec = load(tmp_path, f"{SMALLEST}serve: {serve}\n")
-    assert spec.serve.model_extra == {"enforce_eager": True, "seed": 3}
+    assert spec.serve.model_extra == {"enable_lora": True, "seed": 3}
     assert spec.serve.extra_args == ("--middleware=a", "--middleware=b", "--new", "x")
 
 
