@@ -40,7 +40,7 @@ types: setup
 	$(BIN)/lint-imports
 
 unit: setup  ## the tests that need no vLLM
-	$(BIN)/pytest -m 'not vllm' -n 2 --dist loadfile
+	$(BIN)/pytest -m 'not vllm' -n 2 --dist worksteal
 
 coverage: setup  ## the same in one process, and what they reach
 	$(BIN)/coverage erase
