@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_llmdeploy.cli.document import yaml_text
 from pytest_llmdeploy.plan.repair import Change, Repair, Repairs
-from pytest_llmdeploy.spec import Spec
+from pytest_llmdeploy.spec import Parallel, Spec
 from pytest_llmdeploy.units import Duration, Rate
 
 
@@ -69,4 +69,7 @@ def plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, float):
         return float(value)
+    if isinstance(value, Parallel):
+        # Whole: what the spec said of the old strategy must not stay.
+        return value.model_dump(mode="json")
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value

@@ -12,9 +12,10 @@ from typing import Any
 
 from pytest_llmdeploy.evidence import Judgement, Status
 from pytest_llmdeploy.plan.planner import plan
-from pytest_llmdeploy.plan.requirements import judgements
+from pytest_llmdeploy.plan.requirements import judgements, strategy
+from pytest_llmdeploy.plan.search import alternatives
 from pytest_llmdeploy.spec import Spec
-from pytest_llmdeploy.units import Duration, Fraction
+from pytest_llmdeploy.units import Bytes, Duration, Fraction
 
 _MOST_REPAIRS = 5
 _MOST_VALUES = 8
@@ -92,9 +93,17 @@ class _Workshop:
         self.singles = list(_levers(self.spec, self.faults(())))
 
     def judge(self, changes: tuple[Change, ...]) -> Mapping[str, Judgement]:
+        """Every plan check of the changed spec; the strategy's only where all others pass, for it
+        takes a search.
+        """
         if changes not in self.tried:
             spec = changed(self.spec, changes)
-            self.tried[changes] = judgements(spec, plan(spec))
+            planned = plan(spec)
+            found = dict(judgements(spec, planned))
+            wanted = spec.require.strategy
+            if wanted and all(judgement.status is Status.PASS for judgement in found.values()):
+                found["strategy.within"] = strategy(planned, wanted.within)
+            self.tried[changes] = found
         return self.tried[changes]
 
     def faults(self, changes: tuple[Change, ...]) -> set[str]:
@@ -106,7 +115,7 @@ class _Workshop:
         """Changes of two keys that each help, and all layouts that two sizes make."""
         useful = list(self._useful())
         for one, other in combinations(useful, 2):
-            if one.key != other.key:
+            if not (one.key.startswith(other.key) or other.key.startswith(one.key)):
                 yield one, other
         sizes = [change for change in self.singles if change.key in _LAYOUT]
         devices = self.spec.require.devices or self.spec.hardware.devices
@@ -128,28 +137,23 @@ class _Workshop:
 
     def _is_nearer(self, change: Change, faults: set[str]) -> bool:
         old, new = self.judge(()), self.judge((change,))
-        return any(
-            (new[key].margin or -math.inf) > (old[key].margin or -math.inf) for key in faults
-        )
+        return any(_margin(new, key) > _margin(old, key) for key in faults)
 
     def impossible(self) -> Iterator[Impossible]:
         """What no change tried could mend, with the one that came closest."""
         for key in sorted(self.faults(())):
-            if any(self.judge(changes)[key].status is Status.PASS for changes in self.tried):
+            judged = {changes: found for changes, found in self.tried.items() if key in found}
+            if any(found[key].status is Status.PASS for found in judged.values()):
                 continue
-            judgement = self.judge(())[key]
-            margins = {
-                changes: margin
-                for changes in self.tried
-                if (margin := self.judge(changes)[key].margin) is not None
-            }
-            if margins:
-                best = max(margins, key=margins.__getitem__)
-                made = f" with {Repair(best)}" if best else ""
-                closest = self.judge(best)[key].result + made
-            else:
-                closest = judgement.result
-            yield Impossible(key, judgement.requirement, closest)
+            best = max(judged, key=lambda changes: _margin(judged[changes], key))
+            made = f" with {Repair(best)}" if best else ""
+            closest = judged[best][key].result + made
+            yield Impossible(key, judged[best][key].requirement, closest)
+
+
+def _margin(judged: Mapping[str, Judgement], key: str) -> float:
+    margin = judged[key].margin if key in judged else None
+    return -math.inf if margin is None else margin
 
 
 _LAYOUT = ("parallel.tensor", "parallel.pipeline", "parallel.data")
@@ -165,11 +169,20 @@ def _levers(spec: Spec, faults: set[str]) -> Iterator[Change]:
                     yield Change(f"workloads[{index}].max_duration", longer, workload.max_duration)
     if not faults - {f"workloads.{workload.name}.rate" for workload in spec.workloads}:
         return
+    if "strategy.within" in faults:
+        yield from _other_strategies(spec)
     for key, values in _values(spec).items():
         was = _value(spec, key)
         for value in sorted(values, key=lambda value: _distance(value, was)):
             if value != was:
                 yield Change(key, value, was)
+
+
+def _other_strategies(spec: Spec) -> Iterator[Change]:
+    """The strategies that are predicted to do the most, each as a whole."""
+    for one in alternatives(spec)[:_MOST_REPAIRS]:
+        if one.meets_limits and not one.declared:
+            yield Change("parallel", one.parallel, spec.parallel)
 
 
 def _values(spec: Spec) -> Mapping[str, Iterable[Any]]:
@@ -197,6 +210,7 @@ def _values(spec: Spec) -> Mapping[str, Iterable[Any]]:
         "model.dtype": ["bfloat16", "float16"],
     }
     if spec.hardware.device.platform == "cpu":
+        found["serve.kv_cache_memory_bytes"] = [Bytes(power * 2**20) for power in _POWERS]
         gpu_only = ("serve.gpu_memory_utilization", "serve.kv_cache_dtype", "model.quantization")
         found = {key: values for key, values in found.items() if key not in gpu_only}
     return found

@@ -212,7 +212,7 @@ def strategy(plan: Plan, within: Fraction) -> Judgement:
     unable = best.meets_limits and not own.meets_limits
     good = True if regret <= within and not unable else False if beaten else None
     place = "best" if own is best else f"place {own.place}"
-    lost = "" if own is best else f": {best.parallel} does {show(regret, 'fraction')} more"
+    lost = "" if own is best else f": {show(regret, 'fraction')} less than {best.parallel}"
     return judged(
         good,
         requirement,

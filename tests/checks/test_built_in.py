@@ -47,7 +47,7 @@ CASES: dict[str, tuple[Scene, str, Scene, str]] = {
     ),
     "strategy": (
         Scene(), " of ",
-        Scene(spec={"hardware": {"devices_per_node": 64}}), " does ",
+        Scene(spec={"hardware": {"devices_per_node": 64}}), " less than ",
     ),
     "decidable": (
         Scene(), "4,784 in 600 s",

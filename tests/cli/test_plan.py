@@ -272,6 +272,8 @@ def test_a_patch_is_nested_as_the_spec_is() -> None:
         "workloads": [{"name": "steady", "max_duration": "1200000ms", "rate": "0.5/s"}],
     }
     assert plain((Bytes(3), True)) == [3, True]
+    # A strategy is given whole, so that nothing of the old one stays.
+    assert Parallel.model_validate(plain(Parallel(tensor=4, data=2))) == Parallel(tensor=4, data=2)
 
 
 def test_repairs_are_documents_of_their_own() -> None:

@@ -10,7 +10,7 @@ from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.plan.repair import Change, Repairs, changed, repairs
 from pytest_llmdeploy.plan.requirements import judgements
-from pytest_llmdeploy.spec import Spec
+from pytest_llmdeploy.spec import Parallel, Spec
 from tests.plan.deployments import made, tiny
 
 STEADY: dict[str, Any] = {
@@ -82,6 +82,26 @@ def test_what_is_impossible() -> None:
     assert impossible.requirement == "kv_cache"
     assert impossible.wanted == "10,000 × 8,192 tokens"
     assert " with " in impossible.closest
+
+
+def test_a_poor_strategy() -> None:
+    """A plan whose only fault is its strategy is mended by a better one."""
+    spec = made(
+        parallel={"tensor": 4, "pipeline": 2, "layers": [20, 60]},
+        workloads=[{**STEADY, "max_duration": "5min"}],
+        require={"strategy": {"within": "10%"}},
+    )
+    found = verified(spec)
+    assert ("parallel",) in keys(found)
+    assert found.repairs[0].changes[0].value == Parallel(tensor=4, data=2)
+
+
+def test_a_cache_on_the_cpu() -> None:
+    """There the size of the cache is a key."""
+    wanted = {"concurrent_sequences": 300, "tokens_per_sequence": 512}
+    found = verified(tiny(require={"kv_cache": wanted}))
+    (change,) = found.repairs[keys(found).index(("serve.kv_cache_memory_bytes",))].changes
+    assert change.value == 512 * 2**20
 
 
 def test_the_cpu_has_no_gpu_flags() -> None:
