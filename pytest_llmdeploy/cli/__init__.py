@@ -52,6 +52,14 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         action="store_true",
         help="print the smallest changes of the spec with which every plan check passes",
     )
+    plan.add_argument(
+        "--second-opinion",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="print what aiconfigurator-core expects beside our prediction; MODEL where it calls "
+        "the model by another name",
+    )
 
 
 def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_llmdeploy.cli import RefusedError
 from pytest_llmdeploy.plan import Plan, plan
 from pytest_llmdeploy.plan.search import Alternative, alternatives
+from pytest_llmdeploy.plan.second_opinion import SecondOpinionError
 from pytest_llmdeploy.serving.command import LaunchError, flags, shell_command
 from pytest_llmdeploy.spec import Spec, SpecError, load_spec
 
@@ -20,7 +21,10 @@ def run(arguments: argparse.Namespace) -> int:
     except SpecError as error:
         raise RefusedError(str(error)) from None
     found = plan(spec)
-    sys.stdout.write(_output(arguments, spec, found))
+    try:
+        sys.stdout.write(_output(arguments, spec, found))
+    except SecondOpinionError as error:
+        raise RefusedError(f"--second-opinion: {error}") from None
     return 0 if found.is_feasible and not found.unknown else 1
 
 
@@ -37,7 +41,24 @@ def _output(arguments: argparse.Namespace, spec: Spec, found: Plan) -> str:
         return json.dumps(plan_json(spec, found, ranked), indent=2, ensure_ascii=False) + "\n"
     from pytest_llmdeploy.cli.page import plan_page  # noqa: PLC0415
 
-    return plan_page(spec, found, ranked, launch_text(spec))
+    said = "" if arguments.second_opinion is None else _second_opinion(arguments, found)
+    return plan_page(spec, found, ranked, launch_text(spec)) + said
+
+
+def _second_opinion(arguments: argparse.Namespace, plan: Plan) -> str:
+    """What aiconfigurator-core expects of every workload, or why it has nothing to say."""
+    import logging  # noqa: PLC0415 - it says much while it loads its tables
+
+    from pytest_llmdeploy.plan.planner import second_opinion  # noqa: PLC0415
+    from pytest_llmdeploy.plan.second_opinion import SecondOpinion  # noqa: PLC0415
+
+    logging.disable(logging.WARNING)
+    opinion = SecondOpinion(arguments.second_opinion or plan.spec.model.id)
+    lines = [
+        f"  {name}: TTFT {said.ttft_ms.value:.1f} ms, TPOT {said.tpot_ms.value:.1f} ms"
+        for name, said in second_opinion(opinion, plan).items()
+    ]
+    return "\n".join(["", "Second opinion, by aiconfigurator-core", *lines, ""])
 
 
 def launch_text(spec: Spec) -> str:

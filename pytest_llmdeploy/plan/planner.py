@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from pytest_llmdeploy.plan.kv_cache import Group, KvCache, groups_of
+from pytest_llmdeploy.plan.latency import Prediction, Predictor
 from pytest_llmdeploy.plan.layout import (
     Place,
     Stage,
@@ -23,7 +24,7 @@ from pytest_llmdeploy.plan.model import Plan, Rank, Violation
 from pytest_llmdeploy.plan.rules import broken_rules
 from pytest_llmdeploy.plan.shape import ModelShape, ShapeUnknownError, shape_of
 from pytest_llmdeploy.plan.sizes import Sizes
-from pytest_llmdeploy.plan.workload import predictions
+from pytest_llmdeploy.plan.workload import default_predictor, predictions
 from pytest_llmdeploy.spec import Spec
 from pytest_llmdeploy.units import show
 
@@ -53,8 +54,15 @@ def plan(spec: Spec) -> Plan:
         stage_layers=sized.counts,
         shape=shape,
         needed_utilization=sized.needed_utilization(),
-        prediction=predictions(spec, sized),
+        prediction=predictions(default_predictor(), spec, sized),
     )
+
+
+def second_opinion(predictor: Predictor, found: Plan) -> Mapping[str, Prediction]:
+    """What another predictor says of every workload; nothing of a plan that can't be."""
+    if found.shape is None or not found.is_feasible:
+        return {}
+    return predictions(predictor, found.spec, Sized.of(found.spec, found.shape))
 
 
 def layers_per_stage(spec: Spec, shape: ModelShape | None) -> tuple[int, ...] | None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from pytest_llmdeploy.facts import Gpu
 from pytest_llmdeploy.plan.latency import Estimate, Load, Prediction, Work
+from pytest_llmdeploy.spec import nearest
 
 SYSTEMS = {
     "H100-SXM-80GB": "h100_sxm",
@@ -65,7 +67,7 @@ class SecondOpinion:
 
     def latency(self, work: Work, gpu: Gpu, load: Load, batch: int) -> tuple[float, float] | None:
         """TTFT and TPOT in ms of so many sequences; None where it sees no room for them."""
-        _refuse(work, gpu)
+        _refuse(self.model, work, gpu)
         tokens, output = max(1, round(load.input_tokens)), max(2, round(load.output_tokens))
         config = _module("sdk.config")
         backend = _module("sdk.backends.factory").get_backend("vllm")
@@ -115,11 +117,17 @@ class SecondOpinion:
         return high
 
 
-def _refuse(work: Work, gpu: Gpu) -> None:
-    if find_spec("aiconfigurator_core") is None:
+def _refuse(model: str, work: Work, gpu: Gpu) -> None:
+    package = find_spec("aiconfigurator_core")
+    if package is None or package.origin is None:
         raise SecondOpinionError(
             "aiconfigurator-core is not installed: pip install 'pytest-llmdeploy[aic]'"
         )
+    # It would look for any other on the network.
+    known = {file.name: file for file in Path(package.origin).parent.glob("model_configs/*")}
+    names = [name.removesuffix("_config.json").replace("--", "/", 1) for name in known]
+    if model not in names:
+        raise SecondOpinionError(f"It does not know the model {model!r}: {nearest(model, names)}")
     if gpu.name not in SYSTEMS:
         raise SecondOpinionError(f"It has no tables of {gpu.name}, only of {', '.join(SYSTEMS)}")
     if work.pipeline > 1 or work.nodes > 1:

@@ -117,7 +117,7 @@ def _unknown(model_type: str) -> str:
     every, hint = ", ".join(sorted(known)), nearest(model_type, known, len(known))
     msg = f"model_type {model_type!r} is not known: {hint}"
     msg += "" if every in msg else f" (known are: {every})"
-    return f"{msg}; set model.config to a config.json of a known model_type with the same shape"
+    return f"{msg}; state the shape in the words of one of them: model.config: {{model_type: …}}"
 
 
 def _multimodal(model_type: str, raw: Mapping[str, Any], packing: Packing | None) -> ModelShape:
@@ -205,6 +205,8 @@ def _dtype(*configs: Config) -> str:
 
 
 def _config(spec: Spec) -> Mapping[str, Any]:
+    if isinstance(spec.model.config, Mapping):
+        return spec.model.config
     if spec.model.config is not None:
         return _read(spec.resolve(spec.model.config), f"model.config {spec.model.config!r}")
     if spec.model_folder is not None:

@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 _LEAST_CAPABILITY = {"fp8": (8, 9), "fp4": (10, 0)}
 
 
-def predictions(spec: Spec, sized: Sized) -> Mapping[str, Prediction]:
+def predictions(predictor: Predictor, spec: Spec, sized: Sized) -> Mapping[str, Prediction]:
     """The prediction for every workload; none for a device whose speed nobody declared."""
     gpu = spec.hardware.device.gpu
     if gpu is None or spec.parallel.prefill_context > 1:
         return {}
-    predictor = default_predictor()
     return {
         workload.name: predictor.predict(work(sized, workload), gpu, load(spec, sized, workload))
         for workload in spec.workloads

@@ -25,10 +25,12 @@ class Record(BaseModel):
 
 
 class Model(Record):
-    """Which model: `id` is a Hugging Face id, or a folder relative to the spec file."""
+    """Which model: `id` is a Hugging Face id, or a folder relative to the spec file. `config` is a
+    config.json or its folder, or the keys of one.
+    """
 
     id: str = Field(min_length=1)
-    config: str | None = None
+    config: str | Mapping[str, Any] | None = None
     revision: str | None = None
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     quantization: str | None = None

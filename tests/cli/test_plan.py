@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +295,15 @@ def test_what_nothing_mends_is_said() -> None:
         "# No change that was tried mends this.\n"
         "# memory.max_utilization: wanted ≤ 10 %, the closest is 17.3 %\n"
     )
+
+
+@pytest.mark.skipif(find_spec("aiconfigurator_core") is None, reason="the extra [aic]")
+def test_a_second_opinion(capsys: pytest.CaptureFixture[str]) -> None:
+    """What aiconfigurator-core expects stands below ours; a model that it does not know is an
+    error, and nothing is looked for on the network.
+    """
+    path = str(LLAMA)
+    assert main(["plan", path, "--second-opinion", "meta-llama/Meta-Llama-3.1-70B"]) == 0
+    assert "\nSecond opinion, by aiconfigurator-core\n  steady: TTFT " in capsys.readouterr().out
+    assert main(["plan", path, "--second-opinion"]) == 2
+    assert "did you mean 'meta-llama/Meta-Llama-3.1-70B'?" in capsys.readouterr().err

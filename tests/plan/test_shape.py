@@ -164,7 +164,7 @@ def test_error_of_an_unknown_model_type() -> None:
     assert text.startswith("model_type 'qwen33' is not known: did you mean 'qwen3'?")
     assert all(known in text for known in (*FAMILIES, *MULTIMODAL))
     assert text.endswith(
-        "set model.config to a config.json of a known model_type with the same shape"
+        "state the shape in the words of one of them: model.config: {model_type: …}"
     )
 
 
