@@ -225,6 +225,7 @@ class Serve(Record):
                 raise FaultError((name,), f"vLLM has no such flag: {nearest(name, vllm_flags())}")
             if vllm_flags()[name].kind in {"boolean", "switch"} and not isinstance(value, bool):
                 raise FaultError((name,), f"found {value!r}: this flag takes true or false")
+            _is_one_of(name, value)
         return self
 
     @model_validator(mode="after")
@@ -257,6 +258,17 @@ class Serve(Record):
             if name in vllm_flags() and vllm_flags()[name].kind != "repeated":
                 given[name] = f"serve.extra_args[{index}]"
         return self
+
+
+def _is_one_of(name: str, value: Any) -> None:
+    """Refuses what vLLM's parser would refuse: a value that is not among the flag's choices."""
+    choices = vllm_flags()[name].choices
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        # Some flags take their words in any case, and with dashes.
+        word = str(entry).lower().replace("-", "_")
+        if choices and entry is not None and entry not in choices and word not in choices:
+            hint = nearest(str(entry), map(str, choices))
+            raise FaultError((name,), f"found {entry!r}: {hint}")
 
 
 class LogNormal(Record):

@@ -22,6 +22,7 @@ BROKEN: dict[str, str | bytes] = {
     "closed loop keeps up": workload("require: {keeps_up: true}", loop="concurrency: 4"),
     "confidence": SMALLEST + "confidence: 100%\n",
     "confidence below chance": SMALLEST + "confidence: 30%\n",
+    "choice of a flag": SMALLEST + "serve: {scheduling_policy: priorty}\n",
     "deep nesting": "[" * 100_000,
     "deep mappings": "{a: " * 100_000,
     "device": SMALLEST.replace("cpu", "H100-SMX-80GB"),
