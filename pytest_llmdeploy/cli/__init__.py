@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,6 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = import_module(f"{__name__}.{arguments.command}")
     try:
         code: int = command.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the page has seen enough; Python must not try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except RefusedError as error:
         sys.stderr.write(f"llmdeploy {arguments.command}: {error}\n")
         return 2

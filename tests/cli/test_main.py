@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,12 @@ def test_help_is_quick() -> None:
     assert done.stdout.endswith("[]\n")
     assert "plan" in done.stdout
     assert "init" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """A page that is piped into something that ends ends without a complaint."""
+    program = Path(sys.executable).with_name("llmdeploy")
+    # Gone long before there is anything to read.
+    command = f"{program} schema | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
