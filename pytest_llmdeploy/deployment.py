@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,14 @@ class Deployment:
     def refusal(self) -> str:
         """Why preflight refuses a launch; empty when nothing stands against it."""
         return self.plan.refusal
+
+    def repairs(self) -> Sequence[str]:
+        """What would mend the plan, or which requirement nothing on this hardware meets."""
+        from pytest_llmdeploy.plan.repair import repairs  # noqa: PLC0415 - if it does not pass
+
+        found = repairs(self.spec)
+        mended = [f"all built-in plan checks pass with {repair}" for repair in found.repairs[:2]]
+        return [*mended, *map(str, found.impossible)]
 
     @property
     def server(self) -> Server:

@@ -122,6 +122,8 @@ class Session:
             if self.options.plan_only and phase_of(ids[id_].check) in LIVE_PHASES
         ]
         deployment = self.deployment(path)
+        planned = [row for row in found.values() if row.phase == "plan"]
+        is_broken = any(not row.status.is_green for row in planned)
         return Checklist(
             name=items.spec.name,
             path=prefix,
@@ -129,6 +131,7 @@ class Session:
             not_run=[f"{prefix}::{id_}" for id_ in missing if id_ not in left_out],
             left_out=[f"{prefix}::{id_}" for id_ in left_out],
             is_plan_only=self.options.plan_only,
+            repairs=deployment.repairs() if is_broken else (),
             facts=deployment.to_json(),
             seconds=deployment.seconds,
         )

@@ -468,6 +468,18 @@ def test_a_server_that_is_not_there(pytester: pytest.Pytester) -> None:
     assert str(result.stdout).count("hint: check --deploy-url") == 1
 
 
+def test_a_plan_that_fails_says_what_would_mend_it(pytester: pytest.Pytester) -> None:
+    """Below the hints, and in the report; a plan that passes has no such line."""
+    cache = {"concurrent_sequences": 300, "tokens_per_sequence": 512}
+    write_spec(pytester.path / "s.yaml", require={"kv_cache": cache})
+    result, entry = report(pytester, "--deploy-spec", "s.yaml", "--deploy-plan-only")
+    assert any("pass with serve.kv_cache_memory_bytes" in text for text in entry["repairs"])
+    result.stdout.fnmatch_lines(["  → all built-in plan checks pass with *"])
+    write_spec(pytester.path / "s.yaml")
+    _, entry = report(pytester, "--deploy-spec", "s.yaml", "--deploy-plan-only")
+    assert entry["repairs"] == []
+
+
 def test_somebody_elses_server(pytester: pytest.Pytester, standin: Standin) -> None:
     """Attaching to the wrong model fails the row that says so."""
     standin.reset()

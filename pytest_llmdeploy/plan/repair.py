@@ -53,6 +53,9 @@ class Impossible:
     wanted: str
     closest: str
 
+    def __str__(self) -> str:
+        return f"{self.requirement}: {self.wanted} cannot be reached; the closest is {self.closest}"
+
 
 @dataclass(frozen=True, slots=True)
 class Repairs:

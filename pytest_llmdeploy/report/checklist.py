@@ -13,7 +13,7 @@ from pytest_llmdeploy.evidence import Row, Status, Verdict
 class Checklist:
     """`not_run` are the node ids of items without a row, `left_out` those that a plan-only run
     leaves out by design; `broken` says why a file is not a valid spec; `facts` are the parts plan,
-    server and traffic of the report.
+    server and traffic of the report; `repairs` say what would mend a plan that does not pass.
     """
 
     name: str
@@ -23,6 +23,7 @@ class Checklist:
     left_out: Sequence[str] = ()
     is_plan_only: bool = False
     broken: str = ""
+    repairs: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -45,6 +46,7 @@ class Checklist:
             "plan": self.facts.get("plan"),
             "server": self.facts.get("server"),
             "traffic": self.facts.get("traffic"),
+            "repairs": list(self.repairs),
             "rows": [row.to_json() for row in self.rows],
             "not_run": [*self.not_run, *self.left_out],
             "error": self.broken or None,

@@ -57,13 +57,10 @@ def write_checklist(
     width = reporter._tw.fullwidth  # noqa: SLF001 - pytest has no public name for it
     for line, row in table_lines(checklist.rows, width):
         reporter.write_line(line, **(_MARKUP[row.status] if row else {}))
-    for row in checklist.rows:
-        if row.hint and not row.status.is_green:
-            text = f"{row.item}: {row.hint}"
-            indented = textwrap.fill(
-                text, width - 1, initial_indent="  → ", subsequent_indent="    "
-            )
-            reporter.write_line(indented)
+    hints = [f"{r.item}: {r.hint}" for r in checklist.rows if r.hint and not r.status.is_green]
+    for text in (*hints, *checklist.repairs):
+        indented = textwrap.fill(text, width - 1, initial_indent="  → ", subsequent_indent="    ")
+        reporter.write_line(indented)
     reporter.write_line(closing_line(checklist, seconds), **_VERDICT_MARKUP[checklist.verdict])
 
 
