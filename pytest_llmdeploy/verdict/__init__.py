@@ -1,7 +1,20 @@
 """From evidence to a judgement: exact comparisons, and statistics where there are samples."""
 
+from pytest_llmdeploy.verdict.decision import Decision
+from pytest_llmdeploy.verdict.observation import Observation
 from pytest_llmdeploy.verdict.quantile import Quantile
 from pytest_llmdeploy.verdict.readings import Readings
-from pytest_llmdeploy.verdict.sequential import Decision, SequentialTest
+from pytest_llmdeploy.verdict.rule import Rule, beta_for
+from pytest_llmdeploy.verdict.sequential import SequentialTest
+from pytest_llmdeploy.verdict.share import Share
 
-__all__ = ["Decision", "Quantile", "Readings", "SequentialTest"]
+__all__ = [
+    "Decision",
+    "Observation",
+    "Quantile",
+    "Readings",
+    "Rule",
+    "SequentialTest",
+    "Share",
+    "beta_for",
+]

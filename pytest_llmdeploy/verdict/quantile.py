@@ -5,41 +5,54 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import accumulate
 
 from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.units import show
-from pytest_llmdeploy.verdict.sequential import Decision, SequentialTest
+from pytest_llmdeploy.verdict.decision import Decision
+from pytest_llmdeploy.verdict.findings import counted, evidence, particulars, what_it_takes
+from pytest_llmdeploy.verdict.observation import Observation, weighted
+from pytest_llmdeploy.verdict.rule import Rule
+from pytest_llmdeploy.verdict.sequential import first
 
 
 @dataclass(frozen=True)
 class Quantile:
-    """The p-quantile of `values` (ms; +inf for a request that failed), in order of arrival.
+    """The p-quantile of `values` (one observation per request; ms), in order of arrival.
 
     "p99 ≤ limit" is the claim that at most 1 % of requests take longer, and that is what is
-    tested, after every request; the first answer stands. The bound shown is the order statistic
-    at which the same test would just decide. `problem` says why what was measured can't pass.
+    tested; the first answer stands. The bound shown is the limit at which the same test would just
+    decide. `problem` says why what was measured can't pass, `invalid` why it decides nothing;
+    `saved` is said in the row of what was decided before its time. `resolution` is the shortest
+    limit (ms) that the client can judge.
     """
 
-    values: Sequence[float]
-    p: float
-    alpha: float = 0.05
-    beta: float = 0.05
+    values: Sequence[Observation]
+    rule: Rule
     source: str = "client"
     problem: str = ""
+    invalid: str = ""
+    saved: str = ""
+    resolution: float = 0.0
 
     def at_most(self, limit: float, about: str = "") -> Judgement:
         """PASS or FAIL once the test decides, else INCONCLUSIVE; ERROR without any request."""
         requirement = " ".join(part for part in (f"≤ {show(limit, 'ms')}", about) if part)
         decision = self.decide(limit)
-        if not self.values or (self.problem and decision.answer is not False):
+        found = {
+            **evidence(decision, self.source, self.saved),
+            "failed": sum(_has_failed(parts) for parts in self._parts[: decision.n]),
+        }
+        if spoilt := self._spoilt(decision, limit):
+            status, result = spoilt
             return Judgement(
-                status=Status.ERROR,
+                status=status,
                 requirement=requirement,
-                result=self.problem or "no request was measured",
+                result=result,
                 limit=limit,
                 unit="ms",
-                evidence=self._evidence(decision),
+                evidence=found,
             )
         bound = self._bound(decision)
         return judged(
@@ -51,68 +64,75 @@ class Quantile:
             limit=limit,
             unit="ms",
             margin=_margin(limit, bound),
-            evidence=self._evidence(decision),
-            hint=self.problem
-            or ("" if decision.answer is not None else self._what_it_takes(decision)),
+            evidence=found,
+            hint=self.problem or ("" if decision.answer is not None else what_it_takes(decision)),
         )
 
     def decide(self, limit: float) -> Decision:
         """The test's first answer, going through the values in order."""
-        decision = Decision(self.test, limit)
+        decision = Decision(self.rule, limit)
         for value in self.values:
             decision.push(value)
             if decision.answer is not None:
                 break
+        decision.look()
         return decision
 
     @property
-    def test(self) -> SequentialTest:
-        return SequentialTest.of_percentile(self.p, self.alpha, self.beta)
-
-    @property
     def point(self) -> float:
-        """Nearest rank: the ⌈n·p⌉-th smallest value."""
-        rank = math.ceil(round(len(self.values) * self.p, 9))
-        return sorted(self.values)[max(1, rank) - 1]
+        """Nearest rank: the smallest value that a share p of all is within."""
+        ordered = sorted(part for parts in self._parts for part in parts)
+        within = list(accumulate(share for _, share in ordered))
+        needed = round(len(self.values) * self.rule.p, 9)
+        rank = first(0, len(ordered) - 1, lambda at: round(within[at], 9) >= needed)
+        return ordered[rank][0]
+
+    @cached_property
+    def _parts(self) -> Sequence[Sequence[tuple[float, float]]]:
+        return [weighted(value) for value in self.values]
+
+    def _spoilt(self, decision: Decision, limit: float) -> tuple[Status, str] | None:
+        if self.invalid:
+            return Status.INVALID, self.invalid
+        if limit < self.resolution:
+            finest = show(self.resolution, "ms")
+            return (
+                Status.INVALID,
+                f"this client can't judge limits below {finest}: they are its own",
+            )
+        if not self.values or (self.problem and decision.answer is not False):
+            return Status.ERROR, self.problem or "no request was measured"
+        return None
 
     def _bound(self, decision: Decision) -> float:
         """The smallest limit that the values tested would have passed (+inf if none), or when they
         failed, the one below which every limit would have failed.
         """
-        tested = sorted(self.values[: decision.n])
-        if decision.answer is False:
-            needed = self.test.fewest_violations_to_fail(decision.n)
-            return 0.0 if needed is None else tested[decision.n - needed]
-        allowed = self.test.most_violations_to_pass(decision.n)
-        return math.inf if allowed is None else tested[decision.n - 1 - allowed]
+        n, estimated, failed = decision.n, decision.estimated_effect, decision.answer is False
+
+        def holds(over: float) -> bool:
+            answer = self.rule.decide(n, over, estimated)
+            return answer is not False if failed else answer is True
+
+        falling = sorted((part for parts in self._parts[:n] for part in parts), reverse=True)
+        over = [0.0, *accumulate(share for _, share in falling)]
+        # At the limit falling[at] no more is over it than what comes before.
+        first_bad = first(0, len(falling), lambda at: not holds(over[at]))
+        return math.inf if first_bad == 0 else falling[first_bad - 1][0]
 
     def _result(self, decision: Decision, bound: float) -> str:
         if decision.answer is True:
-            return f"≤ {show(bound, 'ms')}"
-        over = f"{decision.over:,} of {decision.n:,} over"
+            return f"≤ {show(bound, 'ms')} {particulars(decision, 'over', self.saved)}"
+        if decision.answer is False and math.isfinite(bound):
+            return f"≥ {show(bound, 'ms')} {particulars(decision, 'over', self.saved)}"
         if decision.answer is False:
-            return f"≥ {show(bound, 'ms')}" if math.isfinite(bound) else f"{over}: they failed"
+            return f"{counted(decision)}: they failed"
         point = f"about {show(self.point, 'ms')}" if math.isfinite(self.point) else "unbounded"
-        return f"{point}, {over}"
+        return f"{point}, {counted(decision)}"
 
-    def _evidence(self, decision: Decision) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "n": decision.n,
-            "violations": decision.over,
-            "failed": sum(not math.isfinite(value) for value in self.values[: decision.n]),
-            "p": self.p,
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "test": "mixture e-process",
-        }
 
-    def _what_it_takes(self, decision: Decision) -> str:
-        more = self.test.requests_to_pass(decision.over) - decision.n
-        return (
-            f"{decision.n:,} requests with {decision.over} over the limit decide nothing; it takes "
-            f"{more:,} more without another one to pass: raise max_duration or the rate"
-        )
+def _has_failed(parts: Sequence[tuple[float, float]]) -> bool:
+    return not any(math.isfinite(value) for value, _ in parts)
 
 
 def _finite(value: float) -> float | None:

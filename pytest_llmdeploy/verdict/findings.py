@@ -1,0 +1,66 @@
+"""What a decision says in a row: its evidence, its words, and what it takes to have one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pytest_llmdeploy.verdict.decision import Decision
+
+_TELLING = 1.5  # a design effect that is worth a word
+
+
+def evidence(decision: Decision, source: str, saved: str = "") -> dict[str, Any]:
+    """The decision in figures."""
+    rule, n = decision.rule, decision.n
+    return {
+        "source": source,
+        "n": n,
+        "violations": decision.over,
+        "p": rule.p,
+        "alpha": rule.alpha,
+        "beta": rule.beta,
+        "burst": rule.burst,
+        "indifference": rule.indifference,
+        "design_effect": decision.design_effect,
+        "effective_requests": n / decision.design_effect,
+        "holds_for_bursts_of": holds_for_bursts_of(decision),
+        "test": "SPRT" if rule.indifference else "mixture e-process",
+        "saved": saved,
+    }
+
+
+def holds_for_bursts_of(decision: Decision) -> float | None:
+    """The longest bursts, in mean, against which a PASS holds."""
+    if not decision.answer:
+        return None
+    return decision.rule.longest_burst(decision.n, decision.over, decision.design_effect)
+
+
+def counted(decision: Decision, what: str = "over") -> str:
+    return f"{_count(decision.over)} of {decision.n:,} {what}"
+
+
+def particulars(decision: Decision, what: str, saved: str) -> str:
+    """What stands in brackets behind the bound of a decided row."""
+    bursts = holds_for_bursts_of(decision)
+    # Rounded down: it holds for bursts of no more.
+    about = None if bursts is None else f"bursts ≤ {math.floor(bursts * 10) / 10:g}"
+    return f"({'; '.join(part for part in (counted(decision, what), about, saved) if part)})"
+
+
+def what_it_takes(decision: Decision, what: str = "over the limit") -> str:
+    """How many more requests would decide, without another violation."""
+    n, estimated = decision.n, decision.estimated_effect
+    more = decision.rule.requests_to_pass(decision.over, estimated) - n
+    effect = decision.design_effect
+    worth = "" if effect < _TELLING else f", worth {n / effect:,.0f} independent ones,"
+    return (
+        f"{n:,} requests{worth} with {_count(decision.over)} {what} decide nothing; it takes "
+        f"{more:,} more without another one to pass: raise max_duration or the rate"
+    )
+
+
+def _count(violations: float) -> str:
+    """Whole, or as the sum of shares that it is."""
+    return f"{violations:,.0f}" if violations == int(violations) else f"{violations:,.3g}"
