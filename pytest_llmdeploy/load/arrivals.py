@@ -25,3 +25,11 @@ def arrivals(workload: Workload) -> Sequence[float]:
         if now >= workload.max_duration.seconds:
             return times
         times.append(now)
+
+
+def dealt(times: Sequence[float], workers: int) -> Sequence[Sequence[tuple[int, float]]]:
+    """The schedule in as many parts, each request with its number: all parts together are the
+    schedule, whatever their number.
+    """
+    numbered = list(enumerate(times))
+    return [numbered[worker::workers] for worker in range(workers)]

@@ -9,7 +9,7 @@ from typing import Self
 from pytest_llmdeploy.facts import Gpu
 from pytest_llmdeploy.plan.latency import Estimate, Prediction, Predictor
 from pytest_llmdeploy.plan.planner import Sized
-from pytest_llmdeploy.plan.workload import default_predictor, load, mean, work
+from pytest_llmdeploy.plan.workload import default_predictor, load, work
 from pytest_llmdeploy.spec import Spec, Workload
 from pytest_llmdeploy.units import show
 
@@ -95,7 +95,7 @@ class Goal:
 
     def _throughput(self, sized: Sized, found: Prediction) -> Estimate:
         """By Little's law: what runs, divided by how long each stays."""
-        tokens = max(0.0, mean(self.workload.output_tokens) - 1)
+        tokens = max(0.0, self.workload.mean_output - 1)
         copies, devices = sized.spec.parallel.data, sized.spec.hardware.devices
 
         def rate(ttft: float, tpot: float) -> float:

@@ -190,7 +190,7 @@ def _other_strategies(spec: Spec) -> Iterator[Change]:
 
 def _values(spec: Spec) -> Mapping[str, Iterable[Any]]:
     devices = range(1, spec.hardware.devices + 1)
-    longest = max((w.input_tokens.most + w.output_tokens.most for w in spec.workloads), default=1)
+    longest = max((workload.longest for workload in spec.workloads), default=1)
     wanted = spec.require.kv_cache
     longest = max(longest, (wanted.tokens_per_sequence or 1) if wanted else 1)
     lengths = [length for length in _POWERS if length >= longest]

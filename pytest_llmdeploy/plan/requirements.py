@@ -15,7 +15,7 @@ from pytest_llmdeploy.plan.model import Plan
 from pytest_llmdeploy.plan.search import declared
 from pytest_llmdeploy.spec import Spec, Workload
 from pytest_llmdeploy.units import Bytes, Duration, Fraction, Rate, show
-from pytest_llmdeploy.verdict import Readings, SequentialTest
+from pytest_llmdeploy.verdict import Readings, Rule
 
 _SOURCE = "calculated from the spec"
 _PREDICTED = "predicted by the plan's latency model"
@@ -142,14 +142,18 @@ def decidable(spec: Spec, workload: Workload) -> Judgement:
     rate = workload.rate or Rate(0)
     window = workload.max_duration.seconds - workload.warmup.seconds
     offered = max(0, int(rate * window))
-    percentiles = [p for limits in workload.require.latency.values() for p in limits]
-    if not percentiles:
+    limits = workload.require.latency.values()
+    shares = [(float(p.fraction), str(p)) for by_percentile in limits for p in by_percentile]
+    if wanted := workload.require.goodput:
+        shares.append((float(wanted.share), "goodput"))
+    if not shares:
         result = f"{offered:,} in {workload.max_duration}"
         evidence = {"source": _SOURCE}
         return judged(True, "no percentile to decide", result, evidence=evidence)
-    hardest = max(percentiles, key=lambda p: p.fraction)
+    share, hardest = max(shares)
     alpha = round(1 - spec.confidence, 9)
-    needed = SequentialTest.of_percentile(hardest.fraction, alpha, alpha).requests_to_pass()
+    rule = Rule(share, alpha, alpha, burst=float(workload.burst))
+    needed = rule.requests_to_pass()
     shortest = show((needed / rate + workload.warmup.seconds) * 1000, "ms")
     return judged(
         offered >= needed,

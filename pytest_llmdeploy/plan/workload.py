@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -15,7 +14,6 @@ from pytest_llmdeploy.plan.memory import cache_width
 from pytest_llmdeploy.plan.shape import ModelShape
 from pytest_llmdeploy.plan.tensors import Attention
 from pytest_llmdeploy.spec import Spec, Workload
-from pytest_llmdeploy.spec.model import Tokens
 
 if TYPE_CHECKING:
     from pytest_llmdeploy.plan.planner import Sized
@@ -48,8 +46,8 @@ def load(spec: Spec, sized: Sized, workload: Workload, concurrency: float | None
         concurrency = workload.concurrency / copies
     length = max_model_len(spec, sized.shape)
     return Load(
-        input_tokens=mean(workload.input_tokens),
-        output_tokens=mean(workload.output_tokens),
+        input_tokens=workload.mean_input,
+        output_tokens=workload.mean_output,
         concurrency=concurrency,
         rate=workload.rate / copies if workload.rate and concurrency is None else None,
         max_num_seqs=max_num_seqs(spec),
@@ -59,18 +57,7 @@ def load(spec: Spec, sized: Sized, workload: Workload, concurrency: float | None
 
 def context(workload: Workload) -> float:
     """How many tokens a sequence has on average while it is being decoded."""
-    return mean(workload.input_tokens) + mean(workload.output_tokens) / 2
-
-
-def mean(tokens: Tokens) -> float:
-    """The mean number of tokens; of a log-normal one within its bounds."""
-    if tokens.uniform:
-        return sum(tokens.uniform) / 2
-    if tokens.lognormal:
-        shape = tokens.lognormal
-        middle = math.exp(min(shape.mean + shape.sigma**2 / 2, 100.0))
-        return min(max(middle, shape.min), shape.max)
-    return float(tokens.fixed or 0)
+    return workload.mean_input + workload.mean_output / 2
 
 
 def work(sized: Sized, workload: Workload) -> Work:

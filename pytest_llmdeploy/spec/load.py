@@ -37,7 +37,8 @@ def load_spec(path: Path) -> Spec:
     if not isinstance(document.data, dict):
         raise SpecError([document.problem((), "a spec is a mapping that begins with `version: 1`")])
     try:
-        spec = Spec.model_validate({"name": path.stem, **document.data})
+        given = {"name": path.stem, **document.data}
+        spec = Spec.model_validate(given, context={"folder": path.parent})
     except ValidationError as error:
         raise SpecError(list(_problems(document, error))) from None
     spec._source = Source(path, document.lines)  # noqa: SLF001 - the loader completes the record

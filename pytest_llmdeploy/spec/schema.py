@@ -27,6 +27,7 @@ def spec_schema() -> dict[str, Any]:
             "description": long.get("description", ""),
             "anyOf": [*short, {**long, "title": f"{name} in full"}],
         }
+    definitions["Workload"]["anyOf"] = [{"required": ["input_tokens"]}, {"required": ["mix"]}]
     serve = definitions["Serve"]
     serve["additionalProperties"] = False
     for name, flag in vllm_flags().items():

@@ -287,8 +287,8 @@ class TestDecidable:
 
     def test_more_confidence_takes_more(self) -> None:
         """To be wrong less often takes more requests."""
-        usual = self.decide({"ttft": {"p90": "1s"}}, "10s")
-        surer = self.decide({"ttft": {"p90": "1s"}}, "10s", confidence="99%")
+        usual = self.decide({"ttft": {"p99": "1s"}}, "10s")
+        surer = self.decide({"ttft": {"p99": "1s"}}, "10s", confidence="99%")
         assert (surer.limit or 0) > (usual.limit or 0)
 
     def test_nothing_to_decide(self) -> None:

@@ -10,6 +10,20 @@ from pytest_llmdeploy.spec import SpecError, looks_like_spec
 
 from .documents import LOAD, SMALLEST, load, workload
 
+DATASET = (
+    workload("")
+    .replace("input_tokens: 8", "input_tokens: {dataset: prompts.jsonl}")
+    .replace("output_tokens: 8", "seed: 1")
+)
+DATASETS: dict[str, bytes] = {
+    "good.jsonl": b'{"prompt": [1, 2, 3, 4], "output_tokens": 5}\n\n'
+    b'{"prompt": [1, 2, 4], "input_tokens": 3, "output_tokens": 1}',
+    "outputless.jsonl": b'{"prompt": "a", "output_tokens": 1}\n{"prompt": "b"}\n',
+    "empty.jsonl": b"\n  \n",
+    "prompts.jsonl": b'{"prompt": "a"}\n\n{"promt": "b"}\n{"prompt": [1, -1]}\n'
+    b'{"prompt": [1], "input_tokens": 2}\n{"prompt": ""}\n',
+}
+
 # fmt: off
 BROKEN: dict[str, str | bytes] = {
     "alias": SMALLEST + "require:\n  memory: &m {max_utilization: 80%}\n  balance: *m\n",
@@ -22,6 +36,10 @@ BROKEN: dict[str, str | bytes] = {
     "closed loop keeps up": workload("require: {keeps_up: true}", loop="concurrency: 4"),
     "confidence": SMALLEST + "confidence: 100%\n",
     "confidence below chance": SMALLEST + "confidence: 30%\n",
+    "capacity of a closed loop": workload("require: {errors: 0%, capacity: 9/s}",
+                                          loop="concurrency: 4"),
+    "capacity of zero": workload("require: {errors: 0%, capacity: 0}"),
+    "capacity without a limit": workload("require: {capacity: 9/s}"),
     "choice of a flag": SMALLEST + "serve: {scheduling_policy: priorty}\n",
     "deep nesting": "[" * 100_000,
     "deep mappings": "{a: " * 100_000,
@@ -77,6 +95,27 @@ BROKEN: dict[str, str | bytes] = {
     "tab": SMALLEST + "\tname: x\n",
     "tag": SMALLEST + "name: !!python/object/apply:os.system [ls]\n",
     "text as a number": SMALLEST + "serve: {max_num_seqs: '128'}\n",
+    "mix and input": workload("mix: [{input_tokens: 1, output_tokens: 1}]"),
+    "mix without output": workload("mix: [{input_tokens: 1, output_tokens: 1}, {input_tokens: 2}]")
+    .replace("input_tokens: 8\n", "\n").replace("output_tokens: 8\n", "\n"),
+    "neither mix nor input": workload("").replace("input_tokens: 8", "seed: 1"),
+    "no output": workload("").replace("output_tokens: 8", "seed: 1"),
+    "endpoint": workload("endpoint: embeddings"),
+    "shared prefix too long": workload("shared_prefix: 9"),
+    "weight of zero": workload("mix: [{weight: 0, input_tokens: 1, output_tokens: 1}]"),
+    "output from a dataset": DATASET.replace("prompts", "good").replace(
+        "seed: 1", "output_tokens: {dataset: good.jsonl}"),
+    "dataset missing": DATASET.replace("prompts", "missing"),
+    "dataset a folder": DATASET.replace("prompts", "folder"),
+    "dataset empty": DATASET.replace("prompts", "empty"),
+    "dataset with mistakes": DATASET,
+    "dataset without outputs": DATASET.replace("prompts", "outputless"),
+    "dataset for a chat": DATASET.replace("prompts", "good").replace("seed: 1", "endpoint: chat"),
+    "dataset shares less": DATASET.replace("prompts", "good")
+    .replace("seed: 1", "shared_prefix: 3"),
+    "dataset in a mix with a prefix": DATASET.replace(
+        "input_tokens: {dataset: prompts.jsonl}", "shared_prefix: 1").replace("seed: 1",
+        "mix: [{input_tokens: {dataset: good.jsonl}}, {input_tokens: 9, output_tokens: 1}]"),
     "tokens": workload("").replace("input_tokens: 8", "input_tokens: [1, 2]"),
     "two documents": SMALLEST + "---\n" + SMALLEST,
     "unknown key": SMALLEST + "modle: {}\n",
@@ -91,6 +130,9 @@ BROKEN: dict[str, str | bytes] = {
 
 def errors(folder: Path, text: str | bytes) -> str:
     """What a user reads, without the folder."""
+    (folder / "folder.jsonl").mkdir(exist_ok=True)
+    for name, lines in DATASETS.items():
+        (folder / name).write_bytes(lines)
     with pytest.raises(SpecError) as caught:
         load(folder, text)
     return str(caught.value).replace(f"{folder}/", "")

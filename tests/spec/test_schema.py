@@ -17,6 +17,12 @@ SHIPPED = Path(pytest_llmdeploy.spec.__file__).with_name("spec.schema.json")
 EXAMPLES = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
 
 
+MIXED = (
+    SMALLEST + "workloads: [{name: a, rate: 1/s, mix: [{weight: 3, input_tokens: 8, output_tokens: "
+    "8}, {weight: 0.5, input_tokens: {dataset: prompts.jsonl}}]}]\n"
+)
+
+
 @pytest.fixture(scope="module")
 def validator() -> Any:
     """A validator of the spec's schema, which itself is valid."""
@@ -52,6 +58,8 @@ def test_the_examples_are_accepted(validator: Any, path: Path) -> None:
     [
         SMALLEST + LOAD,
         workload("arrival: {gamma: 2.5}\nrequire: {prefill: {p99.9: 1s}, errors: 0%}"),
+        workload("endpoint: chat\nshared_prefix: 3"),
+        MIXED,
         SMALLEST + "serve: {env: {A: '1', B: {from_env: B}}, scheduling_policy: fcfs}\n",
     ],
 )
@@ -69,6 +77,8 @@ def test_short_forms_are_accepted(validator: Any, tmp_path: Path, text: str) -> 
         SMALLEST + "require: {memory: {max_use: 4%}}\n",
         workload("require: {prefil: {p99: 1s}}"),
         workload("colour: red"),
+        workload("").replace("input_tokens: 8", "seed: 3"),
+        MIXED.replace("weight", "wait"),
         "version: 1\nmodel: {id: x}\n",
     ],
 )

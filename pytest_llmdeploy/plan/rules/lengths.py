@@ -72,9 +72,8 @@ def block_override(spec: Spec, shape: ModelShape) -> Broken:
 def request_lengths(spec: Spec, shape: ModelShape) -> Broken:
     length = max_model_len(spec, shape)
     for index, workload in enumerate(spec.workloads):
-        most = workload.input_tokens.most + workload.output_tokens.most
-        if most > length:
-            message = f"{workload.name}: input and output are up to {most:,} tokens,"
+        if workload.longest > length:
+            message = f"{workload.name}: input and output are up to {workload.longest:,} tokens,"
             yield f"workloads[{index}]", f"{message} max_model_len is {length:,}"
 
 
