@@ -94,9 +94,66 @@ def test_events_without_tokens_are_no_tokens() -> None:
     assert read(*parts) == (Outcome.OK, [(2.0, 1), (3.0, 1), (4.0, 1)], "")
 
 
+def delta(ids: Sequence[int] | None = None, **more: Any) -> bytes:
+    """A chunk of a chat; what is not `finish` or `usage` is its delta."""
+    finish, usage = more.pop("finish", None), more.pop("usage", None)
+    choice = {"index": 0, "delta": more, "token_ids": ids, "finish_reason": finish}
+    usage = usage if usage is None else {"completion_tokens": usage, "prompt_tokens": 9}
+    return event(choices=[choice], usage=usage)
+
+
+ROLE = delta(role="assistant", content="")
+CHATS = {
+    "ids": [
+        ROLE,
+        delta([1], content="a"),
+        delta([2], content=""),
+        delta([3], content="c", finish="length"),
+    ],
+    "running usage": [
+        delta(role="assistant", content="", usage=0),
+        delta(content="a", usage=1),
+        delta(content="", usage=2),
+        delta(content="", usage=3, finish="stop"),
+    ],
+    "texts of all kinds": [
+        ROLE,
+        delta(reasoning="a"),
+        delta(content="b", reasoning=None),
+        delta(tool_calls=[{"index": 0, "function": {"arguments": "{"}}], finish="tool_calls"),
+    ],
+    "the older name of reasoning": [
+        ROLE,
+        delta(reasoning_content="a"),
+        delta(reasoning_content="b"),
+        delta(content="c", finish="stop"),
+    ],
+}
+
+
+@pytest.mark.parametrize("parts", CHATS.values(), ids=CHATS)
+def test_a_chat_s_tokens_are_those_after_the_role(parts: list[bytes]) -> None:
+    """The chunk that names the role is no token, whatever else is said of the counts."""
+    assert read(*parts, USAGE, DONE) == (Outcome.OK, [(1.0, 1), (2.0, 1), (3.0, 1)], "")
+
+
+def test_a_usage_that_falls_takes_no_tokens_back() -> None:
+    """What was counted stays counted."""
+    parts = [chunk(usage=2), chunk(usage=1), chunk(usage=3, finish="length")]
+    assert read(*parts, USAGE, DONE) == (Outcome.OK, [(0.0, 2), (2.0, 1)], "")
+
+
+def test_empty_deltas_are_no_tokens() -> None:
+    """Without ids and usage, a delta that adds nothing is none; nor is one without any."""
+    bare = event(choices=[{"index": 0}])
+    parts = [ROLE, bare, delta(content=None), delta(content="a"), delta(tool_calls=[])]
+    ends = [delta(content="b"), delta(content="c"), delta(finish="stop"), DONE]
+    assert read(*parts, *ends) == (Outcome.OK, [(3.0, 1), (5.0, 1), (6.0, 1)], "")
+
+
 ERROR = event(error={"message": "EngineCore encountered an issue.", "code": 500})
 BAD = {
-    "nothing": ([], Outcome.TRUNCATED),
+    "nothing": ([], Outcome.EMPTY),
     "no [DONE]": (GOOD[:-1], Outcome.TRUNCATED),
     "half a [DONE]": ([*GOOD[:-1], b"data: [DONE]"], Outcome.TRUNCATED),
     "no finish reason": ([chunk([1, 2, 3]), USAGE, DONE], Outcome.TRUNCATED),
