@@ -6,7 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint types unit coverage live bench-plan schema clean
+.PHONY: help setup demo test lint types unit coverage live bench-plan bench-verdict bench-load \
+  schema clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,8 +57,20 @@ bench-plan:  ## errors of the latency prediction beside aiconfigurator, and the 
 	@.venv-plan/bin/python -m pip install --quiet --editable . 'aiconfigurator==0.12.0'
 	.venv-plan/bin/python -W ignore -m benchmarks.plan
 
+bench-verdict: setup  ## how often verdicts on a percentile are wrong, beside other rules, simulated
+	$(BIN)/python -m benchmarks.verdict
+
+bench-load: setup  ## errors of our client's latencies beside vllm bench, AIPerf and GuideLLM
+	@for peer in aiperf==0.13.0 guidellm==0.8.1; do \
+	  venv=.venv-load/$${peer%%==*}; test -e $$venv/.ready && continue; \
+	  echo "bench-load: installing $$peer"; \
+	  $(PYTHON) -m venv $$venv && $$venv/bin/python -m pip install --quiet $$peer \
+	    && touch $$venv/.ready || echo "bench-load: $$peer does not install here"; \
+	done
+	$(BIN)/python -m benchmarks.load --peers .venv-load
+
 schema: setup  ## write the shipped JSON Schema of the spec anew
 	$(BIN)/llmdeploy schema spec > pytest_llmdeploy/spec/spec.schema.json
 
 clean:
-	rm -rf .venv .venv-plan build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-load .venv-plan build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,6 +15,7 @@ from pytest_llmdeploy.serving import Server, ServerFailedError, Stopped
 from pytest_llmdeploy.spec import Spec
 
 if TYPE_CHECKING:
+    from pytest_llmdeploy.load.runner import Target
     from pytest_llmdeploy.serving.process import ServerProcess
 
 
@@ -76,19 +77,28 @@ class Deployment:
     @cached_property
     def traffic(self) -> Traffic:
         """What came back of all workloads of the spec."""
-        from pytest_llmdeploy.load.runner import Target, run_workloads  # noqa: PLC0415 - if live
+        from pytest_llmdeploy.load.runner import run_workloads  # noqa: PLC0415 - if live
+
+        result = run_workloads(self.spec, self.target())
+        self.seconds["traffic"] = result.seconds
+        return result
+
+    def target(self) -> Target:
+        """The server as what is put under load.
+
+        Raises:
+            RefusedError, ServerFailedError: as `server`.
+        """
+        from pytest_llmdeploy.load.runner import Target  # noqa: PLC0415 - if live
 
         server, shape = self.server, self.plan.shape
-        target = Target(
+        return Target(
             endpoint=server.endpoint,
             model=str(server.model.get("id")),
             death=server.read_death if server.pid else None,
             progress=lambda text: self.progress(f"traffic  {text}"),
             **({"vocab": shape.vocab} if shape else {}),
         )
-        result = run_workloads(self.spec, target)
-        self.seconds["traffic"] = result.seconds
-        return result
 
     @property
     def stopped(self) -> Stopped:

@@ -111,10 +111,10 @@ def test_the_demo_in_the_readme_lists_every_row() -> None:
 
 def test_the_docs_say_how_many_requests_a_percentile_takes() -> None:
     """The figures in the text are the test's own."""
-    from pytest_llmdeploy.verdict import SequentialTest  # noqa: PLC0415
+    from pytest_llmdeploy.verdict import Rule  # noqa: PLC0415
 
     fractions = (0.5, 0.9, 0.99, 0.999)
-    takes = [SequentialTest.of_percentile(p, 0.05, 0.05).requests_to_pass() for p in fractions]
+    takes = [Rule(p).requests_to_pass() for p in fractions]
     text = " ".join((REPOSITORY / "docs" / "spec.md").read_text().split())
     told = "p50 takes {} requests, p90 {}, p99 {} and p99.9 {:,} at 95 %".format(*takes)
     assert told in text

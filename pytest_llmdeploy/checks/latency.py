@@ -37,6 +37,18 @@ def tpot(
 
 
 @check(
+    "ITL {percentile}, {workload}",
+    require="workloads.{workload}.require.itl.{percentile}",
+    hint=_SLOW_DECODE,
+)
+def itl(
+    traffic: Traffic, workload: Workload, percentile: Percentile, required: Duration, expect: Expect
+) -> None:
+    """Of the tokens after the first, no more than the rest of the percentile come later."""
+    expect(traffic[workload].itl.at(percentile)).at_most(required)
+
+
+@check(
     "E2EL {percentile}, {workload}",
     require="workloads.{workload}.require.e2el.{percentile}",
     hint=_SLOW_DECODE,

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from pytest_llmdeploy.checks import (
     balance,
+    capacity,
     feasibility,
     identity,
     interconnect,
@@ -31,6 +32,7 @@ _BUILT_IN = (
     identity,
     latency,
     service,
+    capacity,
     strategy,
     shutdown,
 )

@@ -4,17 +4,28 @@ from pytest_llmdeploy.checks.decorator import check
 from pytest_llmdeploy.checks.expect import Expect
 from pytest_llmdeploy.load import Traffic
 from pytest_llmdeploy.spec import Workload
+from pytest_llmdeploy.spec.model import GoodputRequire
 from pytest_llmdeploy.units import Fraction
 
 
 @check(
     "Errors, {workload}",
     require="workloads.{workload}.require.errors",
-    hint="the report's traffic.failures has an example of each kind",
+    hint="the JSON report has an example of each kind, under the workload's failures",
 )
 def errors(traffic: Traffic, workload: Workload, required: Fraction, expect: Expect) -> None:
     """Of the requests that were sent, no more than this fraction failed."""
     expect(traffic[workload].errors, "of requests").at_most(required)
+
+
+@check(
+    "Goodput, {workload}",
+    require="workloads.{workload}.require.goodput",
+    hint="the report's traffic says which latency is long: lower the rate, or add devices",
+)
+def goodput(traffic: Traffic, workload: Workload, required: GoodputRequire, expect: Expect) -> None:
+    """So many requests are within all of the limits at once."""
+    expect.judge(traffic[workload].goodput(required).at_least(f"with {required}"))
 
 
 @check(

@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands)
     _add_init(commands)
+    _add_capacity(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of the spec or the report")
     schema.add_argument("of", nargs="?", choices=("spec", "report"), default="spec")
     return parser
@@ -81,6 +82,31 @@ def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     init.add_argument("--nodes", type=count, metavar="N")
     init.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
     init.add_argument("--force", action="store_true", help="overwrite FILE")
+
+
+def _add_capacity(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    capacity = commands.add_parser(
+        "capacity",
+        help="find the highest rate at which a running server holds every limit of a workload",
+        epilog="exit code: 0 an end of the interval was found, 1 nothing could be decided, "
+        "2 wrong usage, 130 Ctrl-C; an API key is taken from VLLM_API_KEY",
+    )
+    capacity.add_argument("spec", type=Path, help="a spec file")
+    capacity.add_argument("--url", required=True, help="the server, as http://localhost:8000")
+    capacity.add_argument("--workload", metavar="NAME", help="default: the only one with a rate")
+    capacity.add_argument(
+        "--precision",
+        default="10%",
+        metavar="SHARE",
+        help="how far apart the ends of the interval may be (default: 10%%)",
+    )
+    capacity.add_argument(
+        "--rates", metavar="A,B,…", help="try these rates per second instead of searching"
+    )
+    capacity.add_argument(
+        "--time", default="1h", help="begin no trial after this time (default: 1h)"
+    )
+    capacity.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def count(text: str) -> int:

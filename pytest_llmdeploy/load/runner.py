@@ -1,40 +1,49 @@
-"""Runs a workload against a server: warm-up, measurement, drain."""
+"""Runs workloads against a server: calibration, warm-up, measurement, drain."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import count
-
-import aiohttp
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from pytest_llmdeploy.evidence import Evidence
 from pytest_llmdeploy.load.arrivals import arrivals
 from pytest_llmdeploy.load.backlog import Service, service
-from pytest_llmdeploy.load.client import Client, new_session
-from pytest_llmdeploy.load.prompts import Prompt, prompts
+from pytest_llmdeploy.load.breakdown import Breakdown
+from pytest_llmdeploy.load.claims import Budget
+from pytest_llmdeploy.load.client import STALL_SECONDS
+from pytest_llmdeploy.load.counters import PREEMPTIONS, RUNNING, Counted, Counters
+from pytest_llmdeploy.load.crew import Crew, WorkerDiedError, size
+from pytest_llmdeploy.load.floor import Floor, measure_floor
+from pytest_llmdeploy.load.jobs import Job
+from pytest_llmdeploy.load.preparation import PreparationError, prepared
 from pytest_llmdeploy.load.samples import Outcome, Sample
 from pytest_llmdeploy.load.stopping import StoppingRule
+from pytest_llmdeploy.load.tokenizer import ServerTokenizer, TokenizerError
 from pytest_llmdeploy.load.traffic import Traffic, WorkloadTraffic
+from pytest_llmdeploy.load.trial import at_rate
+from pytest_llmdeploy.load.validity import Conditions, faults
 from pytest_llmdeploy.probes.endpoint import Endpoint
-from pytest_llmdeploy.probes.metrics import quick_total
 from pytest_llmdeploy.spec import Spec, Workload
 
 _WARMUP_REQUESTS = 8
 _DRAIN_SECONDS = 60.0
+_PATIENCE_SECONDS = STALL_SECONDS
 _DYING_SECONDS = 15.0
 _WATCH_SECONDS = 0.25
+# Long enough for the workers to have their schedule, and their first prompts, before it begins.
+_LEAD_SECONDS = 0.1
 # A trend of the backlog is not looked for in less than this.
 _FIRST_LOOK_SECONDS = 8.0
 _NEXT_LOOK = 1.5
 # So many failures in a row, without one success, and nobody is there any more.
 _HOPELESS = 50
 _DEFAULT_VOCAB = 1000
-_MOST_BYTES = 16 * 1024**2
+# Prompts of the warm-up are numbered from here: no measured one may be like them.
+_WARMUP_NUMBER = 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,52 +61,147 @@ class Target:
 
 def run_workloads(spec: Spec, target: Target) -> Traffic:
     """The traffic of all workloads of `spec`, one after the other."""
+    return asyncio.run(_run_workloads(spec.workloads, Budget.of(spec), target))
+
+
+def run_trial(workload: Workload, budget: Budget, target: Target) -> WorkloadTraffic:
+    """The traffic of one workload, until one of its requirements fails or all are decided."""
+    return asyncio.run(_run_trial(workload, budget, target))
+
+
+async def _run_workloads(workloads: Sequence[Workload], budget: Budget, target: Target) -> Traffic:
     served: dict[str, WorkloadTraffic] = {}
-    for workload in spec.workloads:
-        served[workload.name] = asyncio.run(_Run(workload, spec.confidence, target).run())
+    trials = {w.name: at_rate(w, c) for w in workloads if (c := w.require.capacity) is not None}
+    everything = [*workloads, *trials.values()]
+    async with Crew.of(max(map(size, everything), default=0)) as crew:
+        floor = await measure_floor(crew, everything) if workloads else None
+        for workload in workloads:
+            traffic = await _run_workload(workload, budget, target, crew, floor)
+            if (trial := trials.get(workload.name)) and not traffic.interrupted:
+                tried = await _run_workload(trial, budget, target, crew, floor, until_failure=True)
+                traffic = replace(traffic, at_capacity=tried)
+            served[workload.name] = traffic
     return Traffic(served)
+
+
+async def _run_trial(workload: Workload, budget: Budget, target: Target) -> WorkloadTraffic:
+    async with Crew.of(size(workload)) as crew:
+        floor = await measure_floor(crew, [workload])
+        return await _run_workload(workload, budget, target, crew, floor, until_failure=True)
+
+
+async def _run_workload(
+    workload: Workload,
+    budget: Budget,
+    target: Target,
+    crew: Crew,
+    floor: Floor | None,
+    *,
+    until_failure: bool = False,
+) -> WorkloadTraffic:
+    tokenizer = ServerTokenizer(target.endpoint, target.model)
+    try:
+        workload = await asyncio.to_thread(prepared, workload, tokenizer)
+    except (PreparationError, TokenizerError) as error:
+        return _unsent(workload, budget, str(error))
+    job = _job(workload, target)
+    problem = await _warm_up(crew, job)
+    before = await _read(target)
+    run = _Run(workload, budget, target, crew, floor, job, before, problem, until_failure)
+    return await run.run()
+
+
+async def _warm_up(crew: Crew, job: Job) -> str:
+    """A few requests of the same kind, not measured: the first ones compile and allocate. What went
+    wrong with the client.
+    """
+    due = time.perf_counter()
+    numbers = range(_WARMUP_NUMBER, _WARMUP_NUMBER + _WARMUP_REQUESTS)
+    await crew.begin([replace(job, schedule=[(number, due) for number in numbers])])
+
+    async def listen() -> None:
+        async for _ in crew.reports():
+            pass
+
+    return await _give_up_after(_DRAIN_SECONDS, crew, asyncio.create_task(listen()))
+
+
+async def _give_up_after(seconds: float, crew: Crew, listener: asyncio.Task[None]) -> str:
+    """Lets what is in flight end for so long. What went wrong with the client."""
+    await asyncio.wait({listener}, timeout=seconds)
+    await crew.abandon()
+    try:
+        await listener
+    except WorkerDiedError as error:
+        return str(error)
+    return ""
+
+
+async def _read(target: Target) -> Counters | None:
+    return await asyncio.to_thread(Counters.read, target.endpoint)
+
+
+def _job(workload: Workload, target: Target) -> Job:
+    """A job of this workload in which nothing is to be sent yet."""
+    return Job(
+        endpoint=target.endpoint,
+        workload=workload,
+        model=target.model,
+        vocab=target.vocab,
+        nonce=secrets.randbits(64),
+        patience=_PATIENCE_SECONDS,
+    )
 
 
 @dataclass
 class _Run:
+    """The measurement of one workload; `before` is what the server counted until then."""
+
     workload: Workload
-    confidence: float
+    budget: Budget
     target: Target
+    crew: Crew
+    floor: Floor | None
+    job: Job
+    before: Counters | None
+    problem: str
+    until_failure: bool = False
     ended: list[tuple[int, Sample]] = field(default_factory=list)
-    intervals: list[tuple[float, float]] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
     interrupted: str = ""
-    in_flight: dict[int, float] = field(default_factory=dict)
     failures_in_a_row: int = 0
-    measured: int = 0
-    next_look: float = _FIRST_LOOK_SECONDS
+    next_look: float = field(default_factory=lambda: _FIRST_LOOK_SECONDS)
     service: Service | None = None
+    peak: Evidence | None = None
 
     def __post_init__(self) -> None:
-        self.rule = StoppingRule(self.workload, self.confidence)
+        """Fixes when everything is due."""
         self.stop = asyncio.Event()
-        self.prompts = prompts(self.workload, self.target.model, self.target.vocab)
-        self.peak = Evidence(None, "sequences", "vllm:num_requests_running")
-        self.preempted = Evidence(None, "preemptions", "vllm:num_preemptions_total")
-        self.preempted_before: float | None = None
+        self.latest = self.before
+        self.origin, self.began_at = time.perf_counter() + _LEAD_SECONDS, time.time()
+        self.schedule = [self.origin + offset for offset in arrivals(self.workload)]
+        self.rule = StoppingRule(
+            self.workload, self.budget, self._start, until_failure=self.until_failure
+        )
 
     async def run(self) -> WorkloadTraffic:
-        async with new_session(self.target.endpoint) as session:
-            self.client = Client(session, f"{self.target.endpoint.url}/v1/completions")
-            await self._warm_up()
-            await self._watch_server(session)
-            self.origin, self.began_at = time.perf_counter(), time.time()
-            with _quiet_collector():
-                async with self._watching(session):
-                    pending = await self._send()
-                self.stop.set()
-                self.end = min(time.perf_counter(), self._deadline)
-                if self.rule.keeps_up is None:
-                    self.service = self._service(self.end)
-                await self._drain(pending)
-            # All may have been decided by the very failures of a server that was dying.
-            if self.interrupted or self.failures_in_a_row:
-                self.interrupted = await self._last_words() or self.interrupted
-            await self._watch_server(session)
+        await self.crew.begin(self._jobs())
+        listener = asyncio.create_task(self._listen())
+        gauge = asyncio.create_task(self._gauge())
+        await self._watch(listener)
+        gauge.cancel()
+        self.stop.set()
+        self.end = min(time.perf_counter(), self._deadline)
+        if self.rule.keeps_up is None:
+            self.service = self._service(self.end)
+        await self.crew.stop_sending()
+        patience = 0.0 if self.interrupted else _DRAIN_SECONDS
+        self.problem = await _give_up_after(patience, self.crew, listener) or self.problem
+        # All may have been decided by the very failures of a server that was dying.
+        if self.interrupted or self.failures_in_a_row:
+            self.interrupted = await self._last_words() or self.interrupted
+        self.latest = await _read(self.target) or self.latest
         return self._traffic()
 
     @property
@@ -108,76 +212,75 @@ class _Run:
     def _deadline(self) -> float:
         return self.origin + self.workload.max_duration.seconds
 
-    async def _warm_up(self) -> None:
-        """A few requests of the same kind, not measured: the first ones compile and allocate."""
-        due = time.perf_counter()
-        batch = [self.client.send(next(self.prompts), due) for _ in range(_WARMUP_REQUESTS)]
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*batch), _DRAIN_SECONDS)
+    def _jobs(self) -> Sequence[Job]:
+        """The workload, dealt out to as many workers as it takes."""
+        count = size(self.workload)
+        places = self.workload.concurrency or 0
+        return [
+            replace(
+                self.job,
+                schedule=list(enumerate(self.schedule))[worker::count],
+                places=len(range(worker, places, count)),
+                start=self.origin,
+                until=self._deadline,
+                first=worker,
+                step=count,
+            )
+            for worker in range(count)
+        ]
 
-    async def _send(self) -> set[asyncio.Task[None]]:
-        if self.workload.concurrency is not None:
-            return await self._closed_loop(self.workload.concurrency)
-        return await self._open_loop()
+    async def _listen(self) -> None:
+        async for report in self.crew.reports():
+            self.lags += report.lags
+            self.busy.append(report.busy)
+            for number, sample in report.ended:
+                self._ended(number, sample)
+            if self.rule.is_decided(time.perf_counter()):
+                self.stop.set()
 
-    async def _open_loop(self) -> set[asyncio.Task[None]]:
-        tasks: set[asyncio.Task[None]] = set()
-        schedule = arrivals(self.workload)
-        self.origin = time.perf_counter()
-        for offset in schedule:
-            # Made while there is time: before waiting, not when the request is due.
-            prompt, due = next(self.prompts), self.origin + offset
-            if await self._stopped_before(due):
-                break
-            task = asyncio.create_task(self._request(prompt, due))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        else:
-            await self._stopped_before(self._deadline)
-        return tasks
-
-    async def _closed_loop(self, concurrency: int) -> set[asyncio.Task[None]]:
-        async def place() -> None:
-            while not self.stop.is_set() and time.perf_counter() < self._deadline:
-                await self._request(next(self.prompts), time.perf_counter())
-
-        tasks = {asyncio.create_task(place()) for _ in range(concurrency)}
-        await self._stopped_before(self._deadline)
-        return tasks
-
-    async def _stopped_before(self, moment: float) -> bool:
-        """Waits until `moment` on the monotonic clock; True when the run was stopped first."""
-        left = moment - time.perf_counter()
-        if left <= 0:
-            await asyncio.sleep(0)
-            return self.stop.is_set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stop.wait(), left)
-        return self.stop.is_set()
-
-    async def _request(self, prompt: Prompt, due: float) -> None:
-        index = -1
-        if due >= self._start:
-            index = self.measured
-            self.measured += 1
-        self.in_flight[id(prompt)] = due
-        sample = await self.client.send(prompt, due)
-        del self.in_flight[id(prompt)]
-        self._ended(index, sample)
-
-    def _ended(self, index: int, sample: Sample) -> None:
-        self.intervals.append((sample.due, sample.ended))
+    def _ended(self, number: int, sample: Sample) -> None:
         if sample.outcome is not Outcome.UNFINISHED:
             self.failures_in_a_row = 0 if sample.is_ok else self.failures_in_a_row + 1
         if self.failures_in_a_row >= _HOPELESS and not self.stop.is_set():
             self._interrupt(f"{_HOPELESS} requests in a row failed: {sample.detail}")
-        if index >= 0:
-            self.ended.append((index, sample))
-            self.rule.finished(index, sample)
+        self.ended.append((number, sample))
+        self.rule.finished(number, sample)
 
     def _interrupt(self, reason: str) -> None:
         self.interrupted = reason
         self.stop.set()
+
+    async def _watch(self, listener: asyncio.Task[None]) -> None:
+        """Looks after the server and the clock until all is decided, or the time is over."""
+        shown = 0.0
+        while not self.stop.is_set() and (now := time.perf_counter()) < self._deadline:
+            if listener.done() and listener.exception():
+                return
+            if not self.interrupted and (death := self._death()):
+                self._interrupt(death)
+            self._watch_backlog()
+            if self.rule.is_decided(now):
+                return
+            if now >= shown + 1:
+                shown = now
+                self.target.progress(self._state())
+            pause = min(_WATCH_SECONDS, self._deadline - time.perf_counter())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), max(0.0, pause))
+
+    async def _gauge(self) -> None:
+        """Reads what the server says of itself, again and again; a slow answer holds up nothing."""
+        while True:
+            self._take(await _read(self.target))
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    def _take(self, read: Counters | None) -> None:
+        if read is None:
+            return
+        self.latest = read
+        if (running := read.totals.get(RUNNING)) is not None:
+            self.rule.running_peak = max(self.rule.running_peak, running)
+            self.peak = Evidence(self.rule.running_peak, "sequences", RUNNING, read.at)
 
     async def _last_words(self) -> str:
         """What the server died of, if it did: it answers with errors for a while before it ends."""
@@ -189,36 +292,6 @@ class _Run:
 
     def _death(self) -> str:
         return self.target.death() if self.target.death else ""
-
-    async def _drain(self, pending: set[asyncio.Task[None]]) -> None:
-        """Lets what is in flight end; what does not is cancelled and counts as unfinished."""
-        tasks = set(pending)
-        if tasks and not self.interrupted:
-            await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    @contextlib.asynccontextmanager
-    async def _watching(self, session: aiohttp.ClientSession) -> AsyncIterator[None]:
-        watcher = asyncio.create_task(self._watch(session))
-        try:
-            yield
-        finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
-
-    async def _watch(self, session: aiohttp.ClientSession) -> None:
-        for tick in count():
-            await asyncio.sleep(_WATCH_SECONDS)
-            if not self.interrupted and (death := self._death()):
-                self._interrupt(death)
-            await self._watch_server(session)
-            self._watch_backlog()
-            if self.rule.is_decided:
-                self.stop.set()
-            if tick % round(1 / _WATCH_SECONDS) == 0:
-                self.target.progress(self._state())
 
     def _watch_backlog(self) -> None:
         """Looks at the backlog now and then, ever more rarely: looking all the time finds a bad
@@ -238,75 +311,84 @@ class _Run:
             self.rule.keeps_up = self.service.keeps_up
 
     def _service(self, until: float) -> Service | None:
-        if not self.ended or until <= self._start:
+        measured = self._measured()
+        if not measured or until <= self._start:
             return None
-        completed = sum(sample.is_ok for _, sample in self.ended) / len(self.ended)
-        intervals = [*self.intervals, *((due, until) for due in self.in_flight.values())]
-        rate = self.measured / (until - self._start)
-        return service(completed, rate, intervals, self._start, until)
+        completed = sum(sample.is_ok for sample in measured) / len(measured)
+        ended = {number: sample.ended for number, sample in self.ended}
+        due = [(n, moment) for n, moment in enumerate(self.schedule) if moment <= until]
+        intervals = [(moment, ended.get(number, until)) for number, moment in due]
+        rate = sum(moment >= self._start for _, moment in due) / (until - self._start)
+        return service(completed, rate, intervals, self._start, until) if rate else None
 
-    async def _watch_server(self, session: aiohttp.ClientSession) -> None:
-        try:
-            timeout = aiohttp.ClientTimeout(total=5)
-            url = f"{self.target.endpoint.url}/metrics"
-            text = b""
-            async with session.get(url, timeout=timeout) as response:
-                async for part in response.content.iter_any():
-                    text += part
-                    if len(text) > _MOST_BYTES:
-                        return
-            running = quick_total(text, b"vllm:num_requests_running")
-            preempted = quick_total(text, b"vllm:num_preemptions_total")
-        except (aiohttp.ClientError, OSError, ValueError):
-            return
-        now = time.time()
-        if running is not None:
-            self.rule.running_peak = max(self.rule.running_peak, running)
-            self.peak = Evidence(self.rule.running_peak, self.peak.unit, self.peak.source, now)
-        if preempted is not None:
-            if self.preempted_before is None:
-                self.preempted_before = preempted
-            more = preempted - self.preempted_before
-            self.preempted = Evidence(more, self.preempted.unit, self.preempted.source, now)
+    def _measured(self) -> Sequence[Sample]:
+        """The requests that were due in the window of the measurement, in order of arrival."""
+        ordered = sorted(self.ended, key=lambda item: item[0])
+        return [sample for _, sample in ordered if sample.due >= self._start]
 
     def _state(self) -> str:
         words = {True: "PASS", False: "FAIL", None: "deciding …"}
-        seconds = time.perf_counter() - self.origin
+        seconds = max(0.0, time.perf_counter() - self.origin)
         answers = "   ".join(
             f"{name} {words[answer]}" for name, answer in self.rule.answers() if name != "census"
         )
-        return f"{self.workload.name}  {self.measured:,} requests in {seconds:.0f} s   {answers}"
+        return f"{self.workload.name}  {len(self.ended):,} requests in {seconds:.0f} s   {answers}"
 
     def _traffic(self) -> WorkloadTraffic:
-        unread = "error: /metrics did not report it"
+        counted = Counted(self.before, self.latest) if self.before and self.latest else None
+        samples = [sample for _, sample in self.ended]
+        breakdown, measured = Breakdown.of(samples, counted), self._measured()
+        now = time.perf_counter()
+        conditions = Conditions(
+            lags=self.lags,
+            busy=self.busy,
+            wall_step=(time.time() - self.began_at) - (now - self.origin + _LEAD_SECONDS),
+            seconds=now - self.origin,
+            requests=len(samples),
+            counted=counted,
+            breakdown=breakdown,
+            problem=self.problem,
+        )
         return WorkloadTraffic(
             workload=self.workload,
-            confidence=self.confidence,
-            samples=[sample for _, sample in sorted(self.ended, key=lambda item: item[0])],
+            budget=self.budget,
+            samples=measured,
             start=self._start,
             end=max(self.end, self._start + 1e-9),
             began_at=self.began_at,
-            running_peak=_known(self.peak, unread),
-            preempted=_known(self.preempted, unread),
+            running_peak=self.peak or _unread("sequences", RUNNING),
+            preempted=_more(counted, PREEMPTIONS, "preemptions"),
             interrupted=self.interrupted,
+            invalid=faults(self.workload, measured, self.end, conditions),
             service=self.service,
+            floor=self.floor,
+            breakdown=breakdown,
+            hit_rate=counted.hit_rate if counted else None,
         )
 
 
-def _known(evidence: Evidence, problem: str) -> Evidence:
-    if evidence.value is not None:
-        return evidence
-    return Evidence(None, evidence.unit, evidence.source, evidence.at, problem)
+def _unsent(workload: Workload, budget: Budget, why: str) -> WorkloadTraffic:
+    """The traffic of a workload that can't be sent."""
+    return WorkloadTraffic(
+        workload=workload,
+        budget=budget,
+        samples=(),
+        start=0.0,
+        end=1e-9,
+        began_at=time.time(),
+        running_peak=Evidence(None, "sequences", RUNNING, problem=f"error: {why}"),
+        preempted=Evidence(None, "preemptions", PREEMPTIONS, problem=f"error: {why}"),
+        interrupted=why,
+    )
 
 
-@contextlib.contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """No garbage collection while times are taken."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
+def _more(counted: Counted | None, name: str, unit: str) -> Evidence:
+    """By how much a counter of the server rose."""
+    more = counted.more(name) if counted else None
+    if counted is None or more is None:
+        return _unread(unit, name)
+    return Evidence(more, unit, name, counted.after.at)
+
+
+def _unread(unit: str, name: str) -> Evidence:
+    return Evidence(None, unit, name, problem="error: /metrics did not report it")

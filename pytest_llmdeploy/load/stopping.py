@@ -2,63 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
+from pytest_llmdeploy.load.claims import Budget, claims
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Workload
-from pytest_llmdeploy.verdict import Decision, SequentialTest
+from pytest_llmdeploy.verdict import Decision
 
 # A closed loop has shown what it can do when every place in it was used so many times.
 _ROUNDS = 2
+# So many requests of an open loop are looked at for errors, where its time allows it.
+_LEAST_CENSUS = 100
 
 
 class StoppingRule:
-    """Follows the measured requests of a workload in order of arrival.
+    """Follows the requests of a workload by their number, which is the order of arrival.
 
-    Requests count in the order in which they arrived, and one only after all before it: counting
-    them as they finish would count the fast ones first.
+    A request counts only after all before it: counting them as they finish would count the fast
+    ones first. What was due before `start` does not count; nothing is decided on what was due
+    before `least` alone. Both are seconds on the monotonic clock. With `until_failure`, the first
+    requirement that fails ends it: then the others need not be decided.
     """
 
-    def __init__(self, workload: Workload, confidence: float) -> None:
-        alpha = round(1 - confidence, 9)
+    def __init__(
+        self, workload: Workload, budget: Budget, start: float, *, until_failure: bool = False
+    ) -> None:
+        self._until_failure = until_failure
         self._workload = workload
-        self._latencies = [
-            (
-                f"{metric} {percentile}",
-                metric,
-                Decision(SequentialTest.of_percentile(percentile.fraction, alpha, alpha), limit),
-            )
-            for metric, limits in workload.require.latency.items()
-            for percentile, limit in limits.items()
-        ]
+        self._start = start
+        self._least = start + workload.min_duration.seconds
+        self._claims = claims(workload, budget)
+        self._decisions: Sequence[Decision] = ()
+        self._early: list[Sample] = []
         self._waiting: dict[int, Sample] = {}
         self._next = 0
+        self._seen = 0
         self.running_peak = 0.0
         self.keeps_up: bool | None = None
 
-    def finished(self, index: int, sample: Sample) -> None:
-        """The measured request number `index` (from 0, by arrival) has ended."""
-        self._waiting[index] = sample
+    def finished(self, number: int, sample: Sample) -> None:
+        """The request `number` (from 0, by arrival) has ended."""
+        self._waiting[number] = sample
         while (found := self._waiting.pop(self._next, None)) is not None:
             self._next += 1
-            for _, metric, decision in self._latencies:
-                value = getattr(found, metric)
-                if value is not None:
-                    decision.push(value)
+            if found.due >= self._start:
+                self._seen += 1
+                self._count(found)
 
-    @property
-    def is_decided(self) -> bool:
-        return all(answer is not None for _, answer in self.answers())
+    def _count(self, sample: Sample) -> None:
+        if self._decisions or not self._claims:
+            self._push(sample)
+            return
+        if sample.due >= self._least:
+            self._decisions = [Decision(c.settled(self._early), c.limit) for c in self._claims]
+            for early in self._early:
+                self._push(early)
+            self._push(sample)
+        self._early.append(sample)
+
+    def _push(self, sample: Sample) -> None:
+        for claim, decision in zip(self._claims, self._decisions, strict=True):
+            observed = claim.observe(sample)
+            if observed is not None:
+                decision.push(observed)
+
+    def is_decided(self, now: float) -> bool:
+        """Whether nothing more needs to be sent at this moment of the monotonic clock."""
+        answers = {answer for _, answer in self.answers()}
+        decided = None not in answers or (self._until_failure and False in answers)
+        return now >= self._least and decided
 
     def answers(self) -> Iterator[tuple[str, bool | None]]:
         """Every requirement that the run waits for, and its answer so far."""
-        for name, _, decision in self._latencies:
-            yield name, decision.answer
-        require, seen = self._workload.require, self._next
+        for claim, decision in zip_longest(self._claims, self._decisions):
+            yield claim.name, decision.answer if decision else None
+        require, seen = self._workload.require, self._seen
         if require.keeps_up:
             yield "keeps up", self.keeps_up
         if wanted := require.concurrent_sequences:
             yield "concurrency", True if self.running_peak >= wanted else None
-        if require.errors is not None or require.preemptions is not None or not self._latencies:
-            rounds = _ROUNDS * (self._workload.concurrency or 1)
+        if require.errors is not None or require.preemptions is not None or not self._claims:
+            places = self._workload.concurrency
+            rounds = _ROUNDS * places if places else _LEAST_CENSUS
             yield "census", True if seen >= rounds else None

@@ -4,41 +4,61 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmdeploy.evidence import Evidence, Judgement, Status, judged
 from pytest_llmdeploy.load.backlog import KEEPS_UP, Service
+from pytest_llmdeploy.load.claims import METRICS, Budget, badness, rule, settled
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Workload
+from pytest_llmdeploy.spec.model import GoodputRequire
 from pytest_llmdeploy.units import Percentile, show
-from pytest_llmdeploy.verdict import Quantile, Readings
+from pytest_llmdeploy.verdict import Observation, Quantile, Readings, Rule, Share
 
-METRICS = ("ttft", "tpot", "e2el", "stall")
+if TYPE_CHECKING:
+    # What measures is not loaded by a plan.
+    from pytest_llmdeploy.load.breakdown import Breakdown
+    from pytest_llmdeploy.load.floor import Floor
+
+_SOURCE = "timed by the client"
 
 
 @dataclass(frozen=True)
 class Latencies:
-    """One latency of every measured request, in order of arrival: ms, +inf where it failed."""
+    """One latency of every measured request, in order of arrival: ms, +inf where it failed; of the
+    ITL, the gaps of each request with their tokens.
 
-    values: Sequence[float]
-    confidence: float
+    `rule` says how a percentile of them is decided, `resolution` (ms) is the shortest limit that
+    this client can judge.
+    """
+
+    values: Sequence[Observation]
+    rule: Callable[[float], Rule]
     problem: str = ""
+    invalid: str = ""
+    saved: str = ""
+    resolution: float = 0.0
 
     def at(self, percentile: Percentile | str) -> Quantile:
         """A percentile of them, to be compared with a limit."""
-        alpha = round(1 - self.confidence, 9)
-        p = Percentile.parse(percentile).fraction
-        source = "timed by the client"
-        return Quantile(self.values, p, alpha, alpha, source, self.problem)
+        return Quantile(
+            self.values,
+            self.rule(Percentile.parse(percentile).fraction),
+            source=_SOURCE,
+            problem=self.problem,
+            invalid=self.invalid,
+            saved=self.saved,
+            resolution=self.resolution,
+        )
 
     def to_json(self) -> dict[str, Any]:
         points: dict[str, Any] = {"n": len(self.values)}
         for name in ("p50", "p90", "p99"):
             points[name] = self.at(name).point if self.values else None
-        points["max"] = max(self.values, default=None)
+        points["max"] = max(map(_largest, self.values), default=None)
         return {key: _finite(value) for key, value in points.items()}
 
 
@@ -48,10 +68,11 @@ class WorkloadTraffic:
 
     `samples` are the requests that were due in the measurement window [start, end] (seconds on
     the monotonic clock), in order of arrival. `interrupted` says why the run broke off.
+    `at_capacity` is what was sent at the rate of `require.capacity` afterwards.
     """
 
     workload: Workload
-    confidence: float
+    budget: Budget
     samples: Sequence[Sample]
     start: float
     end: float
@@ -59,7 +80,12 @@ class WorkloadTraffic:
     running_peak: Evidence
     preempted: Evidence
     interrupted: str = ""
+    invalid: Sequence[str] = ()
     service: Service | None = None
+    floor: Floor | None = None
+    breakdown: Breakdown | None = None
+    hit_rate: float | None = None
+    at_capacity: WorkloadTraffic | None = None
 
     @property
     def ttft(self) -> Latencies:
@@ -70,6 +96,11 @@ class WorkloadTraffic:
     def tpot(self) -> Latencies:
         """Time per output token after the first; requests of one token have none."""
         return self.latencies("tpot")
+
+    @property
+    def itl(self) -> Latencies:
+        """Inter-token latency: the gaps between tokens, each weighted by its tokens."""
+        return self.latencies("itl")
 
     @property
     def e2el(self) -> Latencies:
@@ -83,9 +114,56 @@ class WorkloadTraffic:
 
     def latencies(self, metric: str) -> Latencies:
         """The latencies of one of `METRICS`."""
-        values = (getattr(sample, metric) for sample in self.samples)
-        known = [value for value in values if value is not None]
-        return Latencies(known, self.confidence, self.interrupted)
+        seen = [(sample.due, getattr(sample, metric)) for sample in self.samples]
+        known = [(due, value) for due, value in seen if value is not None]
+        return Latencies(
+            [value for _, value in known],
+            self._rule(sum(due < self._least for due, _ in known)),
+            self.interrupted,
+            "; ".join(self.invalid),
+            self.saved,
+            self.floor.resolution(metric) if self.floor else 0.0,
+        )
+
+    def goodput(self, wanted: GoodputRequire) -> Share:
+        """The share of requests that are within all limits of `wanted`."""
+        early = sum(sample.due < self._least for sample in self.samples)
+        return Share(
+            [badness(sample, wanted) == 0 for sample in self.samples],
+            self._rule(early)(wanted.share),
+            source=_SOURCE,
+            problem=self.interrupted,
+            invalid="; ".join([*self.invalid, *self._too_fine(wanted)]),
+            saved=self.saved,
+        )
+
+    def _too_fine(self, wanted: GoodputRequire) -> Iterator[str]:
+        """The limits that this client can't judge."""
+        for metric, limit in wanted.limits.items():
+            finest = self.floor.resolution(metric) if self.floor else 0.0
+            if limit < finest:
+                yield f"this client can't judge a {metric.upper()} below {show(finest, 'ms')}"
+
+    @property
+    def seconds(self) -> float:
+        """How long it was measured, at its capacity too."""
+        more = self.at_capacity.seconds if self.at_capacity else 0.0
+        return self.end - self.start + more
+
+    @property
+    def saved(self) -> str:
+        """The part of the workload's max_duration that was not needed; empty when all was."""
+        whole = self.workload.max_duration.seconds - self.workload.warmup.seconds
+        left = whole - (self.end - self.start)
+        return f"{show(left * 1000, 'ms')} saved" if left >= 1 else ""
+
+    @property
+    def _least(self) -> float:
+        """The moment up to which nothing is decided."""
+        return self.start + self.workload.min_duration.seconds
+
+    def _rule(self, early: int) -> Callable[[float], Rule]:
+        return lambda p: settled(rule(self.workload, self.budget, p), early)
 
     @property
     def errors(self) -> Readings:
@@ -116,9 +194,10 @@ class WorkloadTraffic:
         """At least 98 % of what arrives is completed, and the backlog does not grow by the rest."""
         requirement = f"{self.workload.rate or '—'}, no backlog"
         served = self.service
-        if served is None or self.interrupted:
-            result = self.interrupted or "no request was measured"
-            return Judgement(status=Status.ERROR, requirement=requirement, result=result)
+        if served is None or self.interrupted or self.invalid:
+            status = Status.ERROR if self.interrupted or served is None else Status.INVALID
+            result = self.interrupted or "; ".join(self.invalid) or "no request was measured"
+            return Judgement(status=status, requirement=requirement, result=result)
         good = served.keeps_up
         return judged(
             good,
@@ -141,9 +220,14 @@ class WorkloadTraffic:
             "counts": dict(self.outcomes),
             "failures": failures,
             "interrupted": self.interrupted or None,
+            "invalid": list(self.invalid),
+            "floor": asdict(self.floor) if self.floor else None,
+            "breakdown": self.breakdown.to_json() if self.breakdown else None,
+            "prefix_cache_hit_rate": self.hit_rate,
             "running_peak": self.running_peak.value,
             "preemptions": self.preempted.value,
             **{metric: self.latencies(metric).to_json() for metric in METRICS},
+            "at_capacity": self.at_capacity.to_json() if self.at_capacity else None,
         }
 
 
@@ -164,10 +248,14 @@ class Traffic(Mapping[str, WorkloadTraffic]):
 
     @cached_property
     def seconds(self) -> float:
-        return math.fsum(traffic.end - traffic.start for traffic in self.workloads.values())
+        return math.fsum(traffic.seconds for traffic in self.workloads.values())
 
     def to_json(self) -> dict[str, Any]:
         return {name: traffic.to_json() for name, traffic in self.workloads.items()}
+
+
+def _largest(observed: Observation) -> float:
+    return observed if isinstance(observed, int | float) else max(value for value, _ in observed)
 
 
 def _finite(value: Any) -> Any:

@@ -58,8 +58,12 @@ class Endpoint:
             raise EndpointError(msg)
         return data
 
+    def metrics_page(self) -> bytes:
+        """What /metrics says, as it says it."""
+        return self._ok("/metrics")
+
     def metrics(self) -> Metrics:
-        text = self._ok("/metrics").decode("utf-8", "replace")
+        text = self.metrics_page().decode("utf-8", "replace")
         try:
             return Metrics.parse(text, time.time())
         except ValueError as error:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pytest_llmdeploy.checks import Expect, NotPassed, Registry, requirements
 from pytest_llmdeploy.evidence import Evidence, Judgement
 from pytest_llmdeploy.load import Outcome, Sample, Traffic, WorkloadTraffic
 from pytest_llmdeploy.load.backlog import Service
+from pytest_llmdeploy.load.claims import Budget
+from pytest_llmdeploy.load.floor import Floor
+from pytest_llmdeploy.load.trial import at_rate
 from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.probes import Device, Devices, Host
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.serving import Server, Stopped
-from pytest_llmdeploy.spec import Spec
+from pytest_llmdeploy.spec import Spec, Workload
 from tests.plan.deployments import made
 
 GIB = 1024**3
@@ -40,11 +43,13 @@ STEADY: Mapping[str, Any] = {
     "output_tokens": 128,
     "rate": "8/s",
     "require": {
-        **dict.fromkeys(("ttft", "tpot", "e2el", "stall"), LIMITS),
+        **dict.fromkeys(("ttft", "tpot", "itl", "e2el", "stall"), LIMITS),
+        "goodput": {"share": "90%", "ttft": "1s", "tpot": "100ms"},
         "errors": "1%",
         "keeps_up": True,
         "concurrent_sequences": 32,
         "preemptions": 2,
+        "capacity": "12/s",
     },
 }
 
@@ -99,7 +104,10 @@ class Scene:
     present: Devices = field(default_factory=gpus)
     nvlink: Mapping[str, Evidence] = field(default_factory=nvlinks)
     samples: Sequence[Sample] = (sample(),) * 200
+    at_capacity: Sequence[Sample] = (sample(),) * 200
     interrupted: str = ""
+    invalid: Sequence[str] = ()
+    floor: Floor | None = None
     service: Service | None = SERVED
     running_peak: float = 40
     preempted: float = 0
@@ -154,19 +162,31 @@ class Scene:
         )
 
     def _traffic(self, spec: Spec) -> Traffic:
-        served = {
-            workload.name: WorkloadTraffic(
-                workload=workload,
-                confidence=spec.confidence,
-                samples=self.samples,
-                start=0.0,
-                end=10.0,
-                began_at=1.0,
-                running_peak=Evidence(self.running_peak, "sequences", "/metrics", 1.0),
-                preempted=Evidence(self.preempted, "", "/metrics", 1.0),
-                interrupted=self.interrupted,
-                service=self.service,
-            )
-            for workload in spec.workloads
-        }
+        budget = Budget.of(spec)
+        served = {}
+        for workload in spec.workloads:
+            own = self._served(workload, budget, self.samples)
+            if capacity := workload.require.capacity:
+                tried = self._served(at_rate(workload, capacity), budget, self.at_capacity)
+                # All are due after the time in which nothing is decided.
+                own = replace(own, at_capacity=replace(tried, start=-10.0))
+            served[workload.name] = own
         return Traffic(served)
+
+    def _served(
+        self, workload: Workload, budget: Budget, samples: Sequence[Sample]
+    ) -> WorkloadTraffic:
+        return WorkloadTraffic(
+            workload=workload,
+            budget=budget,
+            samples=samples,
+            start=0.0,
+            end=10.0,
+            began_at=1.0,
+            running_peak=Evidence(self.running_peak, "sequences", "/metrics", 1.0),
+            preempted=Evidence(self.preempted, "", "/metrics", 1.0),
+            interrupted=self.interrupted,
+            invalid=self.invalid,
+            floor=self.floor,
+            service=self.service,
+        )

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pytest_llmdeploy.checks import Registry
 from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.load.backlog import Service
+from pytest_llmdeploy.load.floor import Floor
 from pytest_llmdeploy.spec.model import Require, WorkloadRequire
 from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
 
@@ -99,6 +100,8 @@ CASES: dict[str, tuple[Scene, str, Scene, str]] = {
     ),
     "ttft": (Scene(), "≤ 200 ms", Scene(samples=(SLOW,) * 200), "≥ 1,500 ms"),
     "tpot": (Scene(), "≤ 20 ms", Scene(samples=(sample(gaps=(1500,) * 3),) * 200), "≥ 1,500 ms"),
+    "itl": (Scene(), "≤ 20 ms", Scene(samples=(sample(gaps=(1500,) * 3),) * 200), "≥ 1,500 ms"),
+    "goodput": (Scene(), "0 of 100 missed", Scene(samples=(SLOW,) * 200), "of 100 missed"),
     "e2el": (Scene(), "≤ 260 ms", Scene(samples=(SLOW,) * 200), "≥ 1,560 ms"),
     "stall": (Scene(), "≤ 20 ms", Scene(samples=(STALLED,) * 200), "≥ 1,500 ms"),
     "errors": (Scene(), "0 %", Scene(samples=(*(sample(),) * 97, *(failed(),) * 3)), "3 %"),
@@ -108,6 +111,10 @@ CASES: dict[str, tuple[Scene, str, Scene, str]] = {
     ),
     "concurrent_sequences": (Scene(running_peak=32), "32 sequences", Scene(running_peak=31), "31"),
     "preemptions": (Scene(preempted=2), "2", Scene(preempted=3), "3"),
+    "capacity": (
+        Scene(), "all 9 hold",
+        Scene(at_capacity=(SLOW,) * 200), "TTFT p50 ≥ 1,500 ms",
+    ),
     "clean_stop": (
         Scene(), "none left after 1.5 s", Scene(left=["VLLM::Worker_TP0 (4711)"]), "4711",
     ),
@@ -153,6 +160,12 @@ UNKNOWN: list[tuple[str, Scene, Status, str]] = [
     ("ttft", Scene(samples=()), Status.ERROR, "no request was measured"),
     ("ttft", Scene(samples=(sample(),) * 3), Status.INCONCLUSIVE, "0 of 3 over"),
     ("ttft", Scene(interrupted="the server died"), Status.ERROR, "the server died"),
+    ("ttft", Scene(invalid=["requests were sent late"]), Status.INVALID, "were sent late"),
+    ("ttft", Scene(floor=Floor(400, 1, 50)), Status.INVALID, "below 1,200 ms"),
+    ("goodput", Scene(invalid=["requests were sent late"]), Status.INVALID, "were sent late"),
+    ("goodput", Scene(floor=Floor(400, 1, 50)), Status.INVALID, "a TTFT below 1,200 ms"),
+    ("goodput", Scene(samples=()), Status.ERROR, "no request was measured"),
+    ("keeps_up", Scene(invalid=["requests were sent late"]), Status.INVALID, "were sent late"),
     ("errors", Scene(samples=()), Status.ERROR, "no request was measured"),
     ("keeps_up", Scene(service=None), Status.ERROR, "no request was measured"),
     ("keeps_up", Scene(service=Service(0.98, 0.9, 1, 1, 0, 1)), Status.INCONCLUSIVE, "98 %"),
@@ -174,7 +187,9 @@ def test_what_is_not_known_is_not_green(
 def test_failed_requests_are_infinitely_slow() -> None:
     """Requests that fail count against every percentile of latencies."""
     scene = Scene(samples=(failed(),) * 200)
-    judged = {name: scene.judge(name) for name in ("ttft", "tpot", "e2el", "stall")}
+    judged = {
+        name: scene.judge(name) for name in ("ttft", "tpot", "itl", "e2el", "stall", "goodput")
+    }
     assert {found.status for found in judged.values()} == {Status.FAIL}
 
 

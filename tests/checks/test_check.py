@@ -24,7 +24,7 @@ from pytest_llmdeploy.checks.registry import checks_in
 from pytest_llmdeploy.evidence import Evidence, Judgement, Status
 from pytest_llmdeploy.spec import SpecError
 from pytest_llmdeploy.units import Bytes
-from pytest_llmdeploy.verdict import Quantile
+from pytest_llmdeploy.verdict import Quantile, Rule
 from tests.plan.deployments import made
 
 HINT = "use more devices"
@@ -180,7 +180,7 @@ class TestExpect:
             (lambda e: e({"a": 1, "b": 0}).hold(), Status.FAIL),
             (lambda e: e({}).hold(), Status.ERROR),
             (lambda e: e(Evidence(None, "B", "x", problem="lost: x")).at_most(1), Status.ERROR),
-            (lambda e: e(Quantile([1.0] * 3, 0.99)).at_most(2), Status.INCONCLUSIVE),
+            (lambda e: e(Quantile([1.0] * 3, Rule(0.99))).at_most(2), Status.INCONCLUSIVE),
         ],
         ids=[
             "at-most",
@@ -210,7 +210,7 @@ class TestExpect:
     def test_a_percentile_is_an_upper_limit(self, expect: Expect) -> None:
         """Latencies can't be required to be long."""
         with pytest.raises(TypeError, match="only be compared with at_most"):
-            expect(Quantile([1.0], 0.99)).at_least(1)
+            expect(Quantile([1.0], Rule(0.99))).at_least(1)
 
     def test_text_of_a_failure(self, expect: Expect, snapshot: SnapshotAssertion) -> None:
         """What was required, what was found, where it was read, and what to change."""

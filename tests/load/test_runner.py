@@ -69,9 +69,9 @@ def test_it_stops_when_all_is_decided(standin: Standin) -> None:
     """Not before the requirement is decided, and not much after."""
     sent = workload(rate="200/s", max_duration="30s", require={"ttft": {"p50": "2s"}})
     traffic = run(standin, sent)
-    assert 0.2 < traffic.end - traffic.start < 3
+    assert 0 < traffic.end - traffic.start < 15
     assert (traffic.interrupted, set(traffic.outcomes)) == ("", {"ok"})
-    assert len(traffic.ttft.values) >= 5
+    assert len(traffic.ttft.values) >= 100
 
 
 def test_a_failing_requirement_stops_it_too(standin: Standin) -> None:
@@ -129,10 +129,16 @@ def test_a_death_that_decided_everything_is_asked_for(standin: Standin) -> None:
     though it takes a while to die.
     """
     standin.configure(faults=[Fault("http_500")])
-    died_at = time.monotonic() + 1.5
     died = "the server died: a worker process died"
+    asked: list[float] = []
+
+    def death() -> str:
+        if len(standin.requests()) > WARMUP:
+            asked.append(time.monotonic())
+        return died if asked and asked[-1] > asked[0] + 1 else ""
+
     sent = workload(require={"errors": "0%"}, max_duration="30s")
-    traffic = run(standin, sent, lambda: died if time.monotonic() > died_at else "")
+    traffic = run(standin, sent, death)
     assert traffic.interrupted == died
     assert traffic.errors.entries["value"].value == 1
 

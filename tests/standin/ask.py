@@ -49,9 +49,7 @@ class Ask:
     @classmethod
     def parse(cls, body: Json, settings: Settings, *, chat: bool) -> Self:
         """Check a request in vLLM's order; raises RefusalError."""
-        if (model := body.get("model")) and model != settings.model:
-            message = f"The model `{model}` does not exist. Valid aliases: {settings.model}."
-            raise RefusalError(404, message, "model")
+        check_model(body, settings)
         prompt = prompt_tokens(body, chat=chat)
         _check_prompt(prompt, body, settings)
         count, finish = _length(body, settings.max_model_len - len(prompt), settings, chat=chat)
@@ -67,6 +65,13 @@ class Ask:
             usage=usage,
             continuous_usage=usage and bool(options.get("continuous_usage_stats")),
         )
+
+
+def check_model(body: Json, settings: Settings) -> None:
+    """Refuse a request that is for another model."""
+    if (model := body.get("model")) and model != settings.model:
+        message = f"The model `{model}` does not exist. Valid aliases: {settings.model}."
+        raise RefusalError(404, message, "model")
 
 
 def _check_prompt(prompt: list[int], body: Json, settings: Settings) -> None:

@@ -17,6 +17,8 @@ from .wire import error_body, sse
 REDIRECTED = "/_standin/redirected"
 MEBIBYTE = 1 << 20
 HUGE_LINE = 64 * MEBIBYTE
+COMMENT_BYTES = 64 << 10
+GARBAGE = b"\x16\x03\x01 this is no HTTP\r\n\r\n"
 ENGINE_DIED = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -43,6 +45,13 @@ async def instead(kind: FaultKind, request: web.Request, drip: float) -> web.Str
             return web.Response(status=HTTPStatus.TEMPORARY_REDIRECT, headers=headers)
         case "endless_headers":
             return await _endless_headers(request, drip)
+        case "silent":
+            await _forever()
+        case "garbage":
+            _transport(request).write(GARBAGE)
+            await _forever()
+        case "endless_body":
+            return await _endless_body(request, drip)
     return None
 
 
@@ -134,6 +143,15 @@ async def _endless_headers(request: web.Request, drip: float) -> NoReturn:
         transport.write(b"X-Endless-%d: %s\r\n" % (number, b"x" * 64))
         await asyncio.sleep(drip)
     raise AssertionError
+
+
+async def _endless_body(request: web.Request, drip: float) -> NoReturn:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    while True:
+        # Comments are no events: only their bytes add up.
+        await response.write(b": " + b"x" * COMMENT_BYTES + b"\n\n")
+        await asyncio.sleep(drip)
 
 
 async def _huge(request: web.Request) -> web.StreamResponse:

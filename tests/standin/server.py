@@ -10,7 +10,7 @@ from aiohttp import web
 
 from . import faults, metrics
 from .answer import Answer
-from .ask import Ask, prompt_tokens
+from .ask import Ask, check_model, prompt_tokens
 from .engine import Engine, Run
 from .settings import CHAT, COMPLETIONS, FaultKind, Settings
 from .wire import Json, RefusalError, read_object, sse
@@ -49,6 +49,7 @@ class Server:
             web.get("/metrics", self._metrics),
             web.get("/v1/models", self._models),
             web.post("/tokenize", self._tokenize),
+            web.post("/detokenize", self._detokenize),
             web.post(COMPLETIONS, self._complete),
             web.post(CHAT, self._complete),
             web.post("/_standin/settings", self._configure),
@@ -68,6 +69,7 @@ class Server:
     def _apply(self, settings: Settings) -> None:
         self._settings = settings
         self._seen: Counter[str] = Counter()
+        self._alike: Counter[int] = Counter()
         del self._engines[settings.engines :]
         for engine in self._engines:
             engine.resize(settings.max_num_seqs)
@@ -108,7 +110,8 @@ class Server:
     async def _misbehave(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/_standin/"):
             return await handler(request)
-        request[TICKET] = ticket = self._ticket(request.path)
+        tokens = await _prompt_ids(request)
+        request[TICKET] = ticket = self._ticket(request.path, tokens)
         if request.path in {COMPLETIONS, CHAT}:
             await self._record(request, engine=ticket.engine.index, fault=ticket.fault)
         if ticket.fault is None:
@@ -123,13 +126,15 @@ class Server:
             return await faults.body_of(ticket.fault, request, response)
         return response
 
-    def _ticket(self, path: str) -> Ticket:
+    def _ticket(self, path: str, tokens: int) -> Ticket:
         settings = self._settings
         kind = COMPLETIONS if path == CHAT else path
         ordinal, completions = self._seen[kind], self._seen[COMPLETIONS]
         self._seen[kind] += 1
         place = ordinal % settings.engines if settings.routing == "round_robin" else 0
-        fault = settings.fault(path, ordinal, completions)
+        alike = (tokens, self._alike[tokens])
+        self._alike[tokens] += 1
+        fault = settings.fault(path, ordinal, completions, alike)
         return Ticket(ordinal, settings, self._engines[place], fault)
 
     async def _record(self, request: web.Request, **more: object) -> None:
@@ -171,9 +176,18 @@ class Server:
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = read_object(await request.read())
+        check_model(body, self._settings)
         tokens = prompt_tokens(body, chat="messages" in body)
         limit = self._settings.max_model_len
         return web.json_response({"count": len(tokens), "max_model_len": limit, "tokens": tokens})
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        body = read_object(await request.read())
+        check_model(body, self._settings)
+        tokens = body.get("tokens")
+        if not isinstance(tokens, list) or not all(token in range(256) for token in tokens):
+            raise RefusalError(400, "tokens: a list of token ids is required", "tokens")
+        return web.json_response({"prompt": bytes(tokens).decode("utf-8", "replace")})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         ticket: Ticket = request[TICKET]
@@ -215,6 +229,17 @@ class Server:
             elif not await faults.amid(ticket.fault, request, response, event):
                 return False
         return True
+
+
+async def _prompt_ids(request: web.Request) -> int:
+    """How many token ids a completion gives as its prompt."""
+    if request.path not in {COMPLETIONS, CHAT}:
+        return 0
+    try:
+        prompt: Any = read_object(await request.read()).get("prompt")
+    except RefusalError:
+        return 0
+    return len(prompt) if isinstance(prompt, list) else 0
 
 
 @web.middleware

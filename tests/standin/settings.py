@@ -25,6 +25,9 @@ FaultKind = Literal[
     "redirect",
     "abort_finish",
     "wrong_count",
+    "silent",
+    "garbage",
+    "endless_body",
     "die",
     "health_503",
 ]
@@ -42,6 +45,8 @@ class Fault:
     after: int = 0
     #: Where it strikes; empty means both completion endpoints (health_503: /health).
     path: str = ""
+    #: It strikes only prompts of so many token ids, and draws among these alone; 0 means all.
+    prompt_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FaultKind):
@@ -51,8 +56,10 @@ class Fault:
             msg = f"fault {self.kind}: fraction {self.fraction} is not between 0 and 1"
             raise ValueError(msg)
 
-    def strikes_at(self, path: str) -> bool:
-        """Whether this fault is meant for requests to `path`."""
+    def strikes_at(self, path: str, prompt_tokens: int = 0) -> bool:
+        """Whether this fault is meant for requests to `path`, with such a prompt."""
+        if self.prompt_tokens not in {0, prompt_tokens}:
+            return False
         if self.path:
             return path == self.path
         return path == "/health" if self.kind == "health_503" else path in {COMPLETIONS, CHAT}
@@ -137,13 +144,19 @@ class Settings:
         """Seconds per further token, for the request with this number."""
         return _pick(self._draw(ordinal, "tpot"), self.tpot_slow, self.tpot_ms) / 1000
 
-    def fault(self, path: str, ordinal: int, completions: int) -> FaultKind | None:
-        """Return the first fault that strikes the `ordinal`th request to `path`, if any."""
+    def fault(
+        self, path: str, ordinal: int, completions: int, alike: tuple[int, int] = (0, 0)
+    ) -> FaultKind | None:
+        """Return the first fault that strikes the `ordinal`th request to `path`, if any.
+
+        `alike` is how many token ids its prompt has, and how many such prompts came before.
+        """
         for index, fault in enumerate(self.faults):
             if (
-                fault.strikes_at(path)
+                fault.strikes_at(path, alike[0])
                 and completions >= fault.after
-                and self._draw(ordinal, f"fault{index}") < fault.fraction
+                and self._draw(alike[1] if fault.prompt_tokens else ordinal, f"fault{index}")
+                < fault.fraction
             ):
                 return fault.kind
         return None

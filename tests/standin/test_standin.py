@@ -135,6 +135,18 @@ class TestEndpoints:
         reply = standin.call("POST", "/tokenize", {"prompt": "hé"}).json()
         assert reply == {"count": 3, "max_model_len": 512, "tokens": [104, 195, 169]}
 
+    def test_detokenize(self, standin: Standin) -> None:
+        """The text of which these are the tokens; what are none is refused."""
+        reply = standin.call("POST", "/detokenize", {"tokens": [104, 195, 169]})
+        assert reply.json() == {"prompt": "hé"}
+        assert standin.call("POST", "/detokenize", {"tokens": ["a"]}).status == 400
+
+    def test_tokenize_for_another_model(self, standin: Standin) -> None:
+        """Refused, as completions are."""
+        for path in ("/tokenize", "/detokenize"):
+            body = {"model": "other", "prompt": "a", "tokens": [1]}
+            assert standin.call("POST", path, body).status == 404
+
     def test_api_key(self, standin: Standin) -> None:
         """With a key, /v1 wants it and /health does not."""
         standin.configure(api_key="secret")

@@ -1,0 +1,83 @@
+"""What a worker process is told to do, and what it tells of it."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llmdeploy.load.client import STALL_SECONDS
+from pytest_llmdeploy.load.samples import Sample
+from pytest_llmdeploy.probes.endpoint import Endpoint
+from pytest_llmdeploy.spec import Workload
+
+_HEAD = struct.Struct("<I")
+HEAD_BYTES = _HEAD.size
+# What a worker says first.
+READY = "ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Requests to send: at given times (open loop), or from so many places (closed loop).
+
+    Times are seconds on the monotonic clock, which all processes of a machine share. `schedule`
+    holds the number of a request and when it is due; `places` send their first requests at `start`,
+    and none after `until`. Their requests get the numbers `first`, `first + step`, …
+    A request is given up after `patience` seconds of silence.
+    """
+
+    endpoint: Endpoint
+    workload: Workload
+    model: str
+    vocab: int
+    nonce: int
+    schedule: Sequence[tuple[int, float]] = ()
+    places: int = 0
+    start: float = 0.0
+    until: float = 0.0
+    first: int = 0
+    step: int = 1
+    patience: float = STALL_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class StopSending:
+    """Send nothing more; what is in flight may end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Give up what is in flight, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What became of a job since the last report.
+
+    `lags` are by how many seconds the event loop was late for a timer, `busy` is the share of a
+    core that the process used; `is_done` when everything of the job has ended.
+    """
+
+    ended: Sequence[tuple[int, Sample]]
+    lags: Sequence[float]
+    busy: float
+    is_done: bool
+
+
+def packed(message: Any) -> bytes:
+    """A message as it goes through a pipe between two processes of ours: its length, and itself."""
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return _HEAD.pack(len(body)) + body
+
+
+def length(head: bytes) -> int:
+    """How many bytes follow this head."""
+    (count,) = _HEAD.unpack(head)
+    return int(count)
+
+
+def unpacked(body: bytes) -> Any:
+    return pickle.loads(body)  # noqa: S301 - only ever from a process that this one started
