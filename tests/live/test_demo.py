@@ -9,8 +9,8 @@ from tests.specs import REPOSITORY
 
 
 def test_the_demo_is_ready(gate: Callable[..., Run]) -> None:
-    """Every row passes on evidence from the live server, in less than two minutes."""
-    run = gate("--deploy-spec", TINY).finish()
+    """Every row passes on evidence from the live server, in a few minutes."""
+    run = gate("--deploy-spec", TINY).finish(timeout=420)
     assert run.returncode == 0, run.output
     rows = run.entry["rows"]
     live = [row for row in rows if row["phase"] in {"live", "stopped"}]
@@ -20,8 +20,10 @@ def test_the_demo_is_ready(gate: Callable[..., Run]) -> None:
     assert {row["status"] for row in rows} == {"PASS"}
     assert all(row["evidence"]["source"] for row in rows)
     assert f"READY: {len(rows)} passed" in run.output
-    # The percentiles were decided early: on the fewest requests that can decide them.
+    # The medians were decided early: on hardly more than the fewest requests that can decide them.
     assert run.row("tpot")["evidence"]["n"] < 500
+    # No other client, no prefix cache, no late sending spoilt the traffic.
+    assert run.entry["traffic"]["steady"]["invalid"] == []
 
 
 def test_two_data_parallel_copies_are_ready(gate: Callable[..., Run]) -> None:
