@@ -32,11 +32,14 @@ def job(standin: Standin, schedule: Sequence[tuple[int, float]]) -> Job:
 
 
 def workers() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children()
-        if "pytest_llmdeploy.load.worker" in child.cmdline()
-    ]
+    return [child for child in psutil.Process().children() if is_worker(child)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "pytest_llmdeploy.load.worker" in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 async def ended(crew: Crew) -> AsyncIterator[tuple[int, Sample]]:
