@@ -4,7 +4,7 @@ from pytest_llmdeploy.checks.decorator import check
 from pytest_llmdeploy.checks.expect import Expect
 from pytest_llmdeploy.load import Traffic
 from pytest_llmdeploy.spec import Workload
-from pytest_llmdeploy.spec.model import GoodputRequire
+from pytest_llmdeploy.spec.workload import GoodputRequire
 from pytest_llmdeploy.units import Fraction
 
 

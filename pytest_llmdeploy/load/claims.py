@@ -10,7 +10,7 @@ from typing import Self
 
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Spec, Workload
-from pytest_llmdeploy.spec.model import GoodputRequire
+from pytest_llmdeploy.spec.workload import GoodputRequire
 from pytest_llmdeploy.verdict import Observation, Rule, beta_for
 
 METRICS = ("ttft", "tpot", "itl", "e2el", "stall")

@@ -14,7 +14,7 @@ from pytest_llmdeploy.load.backlog import KEEPS_UP, Service
 from pytest_llmdeploy.load.claims import METRICS, Budget, badness, rule, settled
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Workload
-from pytest_llmdeploy.spec.model import GoodputRequire
+from pytest_llmdeploy.spec.workload import GoodputRequire
 from pytest_llmdeploy.units import Percentile, show
 from pytest_llmdeploy.verdict import Observation, Quantile, Readings, Rule, Share
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from pytest_llmdeploy.facts import Gpu, gpus, vllm_flags
 from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, dotted, nearest
 from pytest_llmdeploy.spec.record import Record
-from pytest_llmdeploy.spec.tokens import Part, Tokens, Wording, must_say_output
-from pytest_llmdeploy.units import Bytes, Duration, Fraction, Percentile, Rate
+from pytest_llmdeploy.spec.workload import Workload
+from pytest_llmdeploy.units import Bytes, Duration, Fraction
 
-Name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 EnvironmentName = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -266,252 +264,6 @@ def _is_one_of(name: str, value: Any) -> None:
         if choices and entry is not None and entry not in choices and word not in choices:
             hint = nearest(str(entry), map(str, choices))
             raise FaultError((name,), f"found {entry!r}: {hint}")
-
-
-class Arrival(Record):
-    """How requests arrive: poisson, constant, or gamma with a burstiness (1 is poisson)."""
-
-    gamma: float = Field(gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, raw: Any) -> Any:
-        named = {"poisson": {"gamma": 1.0}, "constant": {"gamma": float("inf")}}
-        if isinstance(raw, str):
-            if raw not in named:
-                msg = f"found {raw!r}: write poisson, constant or {{gamma: burstiness}}"
-                raise ValueError(msg)
-            return named[raw]
-        return raw
-
-
-Limits = Mapping[Percentile, Duration]
-
-# What p99 allows; an indifference zone is written for it, and scaled to other percentiles.
-_ONE_PERCENT = 0.01
-
-
-class GoodputRequire(Record):
-    """The share of requests that keep every limit given here at once."""
-
-    share: Fraction
-    ttft: Duration | None = None
-    tpot: Duration | None = None
-    e2el: Duration | None = None
-    stall: Duration | None = None
-
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Self:
-        if not 0 < self.share < 1:
-            raise FaultError(
-                ("share",), f"found {self.share}: write more than 0 % and less than 100 %"
-            )
-        if not self.limits:
-            raise ValueError("give at least one limit: ttft, tpot, e2el or stall")
-        return self
-
-    @property
-    def limits(self) -> Mapping[str, Duration]:
-        """The limits by metric."""
-        found = {metric: getattr(self, metric) for metric in ("ttft", "tpot", "e2el", "stall")}
-        return {metric: limit for metric, limit in found.items() if limit is not None}
-
-    def __str__(self) -> str:
-        return ", ".join(f"{metric.upper()} ≤ {limit}" for metric, limit in self.limits.items())
-
-
-class WorkloadRequire(Record):
-    """What the deployment must achieve under one workload; each key becomes a row or more."""
-
-    ttft: Limits = Field(default_factory=dict, validation_alias=AliasChoices("ttft", "prefill"))
-    tpot: Limits = Field(default_factory=dict, validation_alias=AliasChoices("tpot", "decode"))
-    itl: Limits = Field(default_factory=dict)
-    e2el: Limits = Field(default_factory=dict)
-    stall: Limits = Field(default_factory=dict)
-    goodput: GoodputRequire | None = None
-    errors: Fraction | None = None
-    keeps_up: Literal[True] | None = None
-    concurrent_sequences: int | None = Field(default=None, ge=1)
-    preemptions: int | None = Field(default=None, ge=0)
-    capacity: Rate | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _says_it_once(cls, raw: Any) -> Any:
-        for plain, term in (("prefill", "ttft"), ("decode", "tpot")):
-            if isinstance(raw, Mapping) and {plain, term} <= raw.keys():
-                msg = f"{plain} and {term} are the same requirement: keep one"
-                raise ValueError(msg)
-        return raw
-
-    @property
-    def latency(self) -> Mapping[str, Limits]:
-        """The limits by metric, for the metrics that have any."""
-        metrics = ("ttft", "tpot", "itl", "e2el", "stall")
-        return {metric: limits for metric in metrics if (limits := getattr(self, metric))}
-
-    @property
-    def has_limit(self) -> bool:
-        """Whether anything here can stop holding as the rate grows."""
-        others = (self.goodput, self.errors, self.keeps_up, self.preemptions)
-        return bool(self.latency) or any(other is not None for other in others)
-
-
-class Workload(Record):
-    """What is sent: open loop with a `rate`, or closed loop with a `concurrency`."""
-
-    name: str
-    endpoint: Literal["completions", "chat"] = "completions"
-    input_tokens: Tokens | None = None
-    output_tokens: Tokens | None = None
-    mix: tuple[Part, ...] = Field(default=(), strict=False, max_length=100)
-    shared_prefix: int = Field(default=0, ge=0)
-    rate: Rate | None = None
-    arrival: Arrival = Arrival(gamma=1.0)
-    concurrency: int | None = Field(default=None, ge=1, le=100_000)
-    warmup: Duration = Duration(2_000)
-    min_duration: Duration = Duration(0)
-    max_duration: Duration = Duration(600_000)
-    burst: int = Field(default=1, ge=1, le=10_000)
-    indifference: tuple[Fraction, Fraction] | None = Field(default=None, strict=False)
-    seed: int = Field(default=0, ge=0)
-    require: WorkloadRequire = WorkloadRequire()
-
-    _wording: Wording | None = PrivateAttr(default=None)
-
-    @model_validator(mode="after")
-    def _is_one_kind_of_loop(self) -> Self:
-        if not Name.fullmatch(self.name):
-            raise FaultError(
-                ("name",), f"found {self.name!r}: write letters, digits, '.', '_' and '-'"
-            )
-        if (self.rate is None) == (self.concurrency is None):
-            msg = "give either rate (open loop) or concurrency (closed loop)"
-            raise ValueError(msg)
-        if self.rate is not None and not self.rate:
-            raise FaultError(("rate",), "a rate of 0 sends nothing")
-        if self.require.keeps_up and self.rate is None:
-            msg = "needs a rate: a closed loop waits for the server"
-            raise FaultError(("require", "keeps_up"), msg)
-        return self
-
-    @model_validator(mode="after")
-    def _says_what_is_sent(self) -> Self:
-        if self.mix:
-            for key in ("input_tokens", "output_tokens"):
-                if getattr(self, key) is not None:
-                    raise FaultError((key,), "each part of the mix has its own")
-            return self
-        if self.input_tokens is None:
-            raise FaultError(("input_tokens",), "is required, or a mix")
-        must_say_output(self.input_tokens, self.output_tokens)
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_sent(self) -> Self:
-        datasets = [part.input_tokens.data for part in self.parts if part.input_tokens.data]
-        if self.endpoint == "chat":
-            for data in datasets:
-                if ids := next((e for e in data.entries if not e.is_text), None):
-                    msg = f"chat sends texts; the prompt at {data.path}:{ids.line} is token ids"
-                    raise FaultError(("endpoint",), msg)
-        if fault := self.prefix_fault:
-            raise FaultError(("shared_prefix",), fault)
-        return self
-
-    @model_validator(mode="after")
-    def _can_have_a_capacity(self) -> Self:
-        capacity, key = self.require.capacity, ("require", "capacity")
-        if capacity is None:
-            return self
-        if self.rate is None:
-            raise FaultError(key, "needs a rate: a closed loop waits for the server")
-        if not capacity:
-            raise FaultError(key, "a rate of 0 sends nothing")
-        if not self.require.has_limit:
-            raise FaultError(key, "nothing has to hold at this rate: give a limit, as ttft or tpot")
-        return self
-
-    @property
-    def prefix_fault(self) -> str:
-        """Why the prompts can't share that much; empty when they do, or when it is not known."""
-        found, datasets = f"found {self.shared_prefix}", [p.input_tokens.data for p in self.parts]
-        shortest = min(part.input_tokens.least for part in self.parts)
-        if not self.shared_prefix:
-            return ""
-        if len(datasets) > 1 and any(datasets):
-            return "a dataset brings its own prefix, which other parts of the mix don't share"
-        if self.shared_prefix > shortest:
-            return f"{found}: the shortest input has {shortest} tokens"
-        shared = datasets[0].shared_ids if datasets[0] else None
-        if shared is not None and shared < self.shared_prefix:
-            return f"{found}: the prompts of the dataset share {shared} tokens"
-        return ""
-
-    @property
-    def parts(self) -> Sequence[Part]:
-        """The kinds of requests; one, unless there is a mix."""
-        if self.mix:
-            return self.mix
-        assert self.input_tokens is not None  # noqa: S101 - one of the two is given
-        given, wanted = self.input_tokens, self.output_tokens
-        return (Part.model_construct(weight=1.0, input_tokens=given, output_tokens=wanted),)
-
-    @property
-    def mean_input(self) -> float:
-        """Tokens of a prompt, on average."""
-        return self._mean([part.input_tokens.mean for part in self.parts])
-
-    @property
-    def mean_output(self) -> float:
-        """Tokens of an answer, on average."""
-        return self._mean([part.mean_output for part in self.parts])
-
-    @property
-    def longest(self) -> int:
-        """Input and output of the longest request; texts that nobody has counted left out."""
-        return max(part.longest for part in self.parts)
-
-    @property
-    def expected_hit_rate(self) -> float:
-        """The share of the prompt tokens that a prefix cache may know: the shared prefix."""
-        return min(1.0, self.shared_prefix / self.mean_input)
-
-    @property
-    def wording(self) -> Wording | None:
-        """How texts of an exact length are made for a chat, once a server was asked."""
-        return self._wording
-
-    def with_wording(self, wording: Wording) -> Self:
-        """This workload, to be sent in these words."""
-        copy = self.model_copy()
-        copy._wording = wording  # noqa: SLF001 - a copy of this record
-        return copy
-
-    @property
-    def path(self) -> str:
-        """Where requests are sent to."""
-        return "/v1/chat/completions" if self.endpoint == "chat" else "/v1/completions"
-
-    def _mean(self, values: Sequence[float]) -> float:
-        weights = [part.weight for part in self.parts]
-        pairs = zip(weights, values, strict=True)
-        return math.fsum(weight * value for weight, value in pairs) / math.fsum(weights)
-
-    @model_validator(mode="after")
-    def _can_be_decided(self) -> Self:
-        longest = max(0.0, self.max_duration - self.warmup)
-        if self.min_duration > longest:
-            raise FaultError(
-                ("min_duration",),
-                f"found {self.min_duration}: max_duration leaves {Duration(longest)} to measure",
-            )
-        if self.indifference is not None:
-            low, high = self.indifference
-            if not 0 < low < high <= _ONE_PERCENT:
-                msg = f"found [{low}, {high}]: write [good, bad] as fractions for p99, bad ≤ 1 %"
-                raise FaultError(("indifference",), msg)
-        return self
 
 
 class MemoryRequire(Record):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
 from pytest_llmdeploy.verdict.dependence import design_effect
 from pytest_llmdeploy.verdict.observation import Observation, mean, over, weighted
@@ -29,6 +31,17 @@ class Decision:
 
     def __post_init__(self) -> None:
         self._next_look = self.rule.next_look(0)
+
+    @classmethod
+    def on(cls, rule: Rule, limit: float, observations: Iterable[Observation]) -> Self:
+        """The first answer, going through all that was observed, and looking at its end."""
+        decision = cls(rule, limit)
+        for observation in observations:
+            decision.push(observation)
+            if decision.answer is not None:
+                break
+        decision.look()
+        return decision
 
     def push(self, observation: Observation) -> None:
         """The next request; what is not a number is over the limit."""

@@ -70,13 +70,7 @@ class Quantile:
 
     def decide(self, limit: float) -> Decision:
         """The test's first answer, going through the values in order."""
-        decision = Decision(self.rule, limit)
-        for value in self.values:
-            decision.push(value)
-            if decision.answer is not None:
-                break
-        decision.look()
-        return decision
+        return Decision.on(self.rule, limit, self.values)
 
     @property
     def point(self) -> float:

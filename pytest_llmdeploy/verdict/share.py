@@ -64,13 +64,7 @@ class Share:
 
     def decide(self) -> Decision:
         """The test's first answer, going through the requests in order."""
-        decision = Decision(self.rule, limit=0.0)
-        for good in self.good:
-            decision.push(0.0 if good else 1.0)
-            if decision.answer is not None:
-                break
-        decision.look()
-        return decision
+        return Decision.on(self.rule, 0.0, (0.0 if good else 1.0 for good in self.good))
 
     @property
     def point(self) -> float:

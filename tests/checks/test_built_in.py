@@ -13,7 +13,8 @@ from pytest_llmdeploy.checks import Registry
 from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.load.backlog import Service
 from pytest_llmdeploy.load.floor import Floor
-from pytest_llmdeploy.spec.model import Require, WorkloadRequire
+from pytest_llmdeploy.spec.model import Require
+from pytest_llmdeploy.spec.workload import WorkloadRequire
 from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
 
 TP3 = Scene(spec={"parallel": {"tensor": 3}})
