@@ -89,6 +89,8 @@ class Run:
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Starts runs of the gate; afterwards, nothing that they started may be there."""
+    # Whoever runs the tests in the background has Ctrl-C ignored, and the gate would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = set(vllm_processes())
     runs: list[Run] = []
 

@@ -28,7 +28,7 @@ def test_the_demo_is_ready(gate: Callable[..., Run]) -> None:
 
 def test_two_data_parallel_copies_are_ready(gate: Callable[..., Run]) -> None:
     """Two engines are two ranks, and the KV caches of both copies count."""
-    run = gate("--deploy-spec", REPOSITORY / "specs" / "tiny-llama-cpu-dp2.yaml").finish()
+    run = gate("--deploy-spec", REPOSITORY / "specs" / "tiny-llama-cpu-dp2.yaml").finish(420)
     assert run.returncode == 0, run.output
     assert run.entry["verdict"] == "READY"
     assert run.row("ranks_up")["result"] == "2 of 2 ranks up"
