@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.plan.accuracy import SERIES, ours, predicted, series, tpot_errors
@@ -270,13 +270,25 @@ class TestLimits:
         assert together <= alone + sums * (1 + prompts) + 1e-6
 
     @given(LOADS, st.floats(0.001, 100))
+    @example(
+        replace(
+            LOAD, input_tokens=217, output_tokens=10, max_num_seqs=124, max_num_batched_tokens=1024
+        ),
+        89.0,
+    )
+    @example(
+        replace(
+            LOAD, input_tokens=1566, output_tokens=7, max_num_seqs=181, max_num_batched_tokens=8192
+        ),
+        16.2,
+    )
     def test_a_rate_is_kept_up_with_or_not(self, load: Load, rate: float) -> None:
         """An open loop is saturated from the capacity on; below, as many run as Little says."""
         got = predict(llama(), replace(load, concurrency=None, rate=rate))
         assert got.saturated == (rate >= got.capacity.value)
         if not got.saturated and got.concurrency < load.max_num_seqs - 1:
             spent = got.ttft_ms.value + (load.output_tokens - 1) * got.tpot_ms.value
-            assert got.concurrency == pytest.approx(rate * spent / 1e3, rel=0.02, abs=0.02)
+            assert got.concurrency == pytest.approx(rate * spent / 1e3, rel=0.01, abs=0.02)
 
     def test_a_small_pool_limits_what_runs(self) -> None:
         """Ten sequences of 1024 + 128/2 tokens fit into 10,880; the eleventh waits."""

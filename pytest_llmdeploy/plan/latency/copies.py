@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_llmdeploy.plan.latency.records import Load, Work
 from pytest_llmdeploy.plan.latency.step import Step
 
-SECANTS, CLOSE = 8, 3e-3
+SECANTS, CLOSE = 16, 3e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,9 @@ class Copy:
         above = high - 1 - rate * high / capacity
         if above <= 0:
             return high
+        # An end that stays is halved (the Illinois method), or the other one hardly moves where the
+        # residence bends, near saturation.
+        stayed = 0
         for _ in range(SECANTS):
             batch = high - above * (high - low) / (above - below)
             excess = batch - 1 - rate * self.residence(batch) / 1e3
@@ -77,8 +80,10 @@ class Copy:
                 break
             if excess > 0:
                 high, above = batch, excess
+                below, stayed = (below / 2 if stayed > 0 else below), 1
             else:
                 low, below = batch, excess
+                above, stayed = (above / 2 if stayed < 0 else above), -1
         return batch
 
     @property
