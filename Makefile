@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: help setup demo test lint types unit coverage live bench-plan bench-verdict bench-load \
-  schema clean
+  bench-repeat schema clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ bench-load: setup  ## errors of our client's latencies beside vllm bench, AIPerf
 	    && touch $$venv/.ready || echo "bench-load: $$peer does not install here"; \
 	done
 	$(BIN)/python -m benchmarks.load --peers .venv-load
+
+bench-repeat: setup  ## ten gates of one healthy server: verdicts, and the spread of the figures
+	$(BIN)/python -m benchmarks.repeat
 
 schema: setup  ## write the shipped JSON Schema of the spec anew
 	$(BIN)/llmdeploy schema spec > pytest_llmdeploy/spec/spec.schema.json

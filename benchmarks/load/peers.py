@@ -38,10 +38,6 @@ class Peer(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def most(self) -> int:
-        """The highest rate at which it is run, in token events per second."""
-
     def command(self, load: Load, folder: Path) -> Sequence[str]: ...
 
     def environment(self, folder: Path) -> Mapping[str, str]: ...
@@ -86,7 +82,6 @@ class VllmBench:
     """`vllm bench serve` of the interpreter that runs the benchmark."""
 
     name = "vllm bench serve"
-    most = 24_000
 
     def command(self, load: Load, folder: Path) -> Sequence[str]:
         return [
@@ -121,7 +116,6 @@ class Aiperf:
 
     programs: Path
     name: str = "AIPerf"
-    most: int = 15_000
 
     def command(self, load: Load, folder: Path) -> Sequence[str]:
         return [
@@ -153,7 +147,6 @@ class Guidellm:
 
     programs: Path
     name: str = "GuideLLM (mean gap per request)"
-    most: int = 15_000
 
     def command(self, load: Load, folder: Path) -> Sequence[str]:
         backend = f"kind=openai_http,target={load.url},model=tiny-llama"

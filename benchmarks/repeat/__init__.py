@@ -1,0 +1,1 @@
+"""How alike gates of one and the same server are."""
