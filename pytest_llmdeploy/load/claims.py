@@ -85,9 +85,11 @@ def rule(workload: Workload, budget: Budget, p: float) -> Rule:
     return Rule(p, budget.alpha, budget.beta, burst=float(workload.burst), indifference=zone)
 
 
-def badness(sample: Sample, wanted: GoodputRequire) -> float:
-    """0 for a request that is within all limits, else infinite."""
-    values = ((getattr(sample, metric), limit) for metric, limit in wanted.limits.items())
+def badness(sample: Sample, wanted: GoodputRequire, spared: float = 0.0) -> float:
+    """0 for a request that is within all limits, or over them by no more than is `spared` (ms),
+    else infinite.
+    """
+    values = ((getattr(sample, metric), limit + spared) for metric, limit in wanted.limits.items())
     return 0.0 if all(value is None or value <= limit for value, limit in values) else math.inf
 
 

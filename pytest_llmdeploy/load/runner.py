@@ -25,7 +25,7 @@ from pytest_llmdeploy.load.stopping import StoppingRule
 from pytest_llmdeploy.load.tokenizer import ServerTokenizer, TokenizerError
 from pytest_llmdeploy.load.traffic import Traffic, WorkloadTraffic
 from pytest_llmdeploy.load.trial import at_rate
-from pytest_llmdeploy.load.validity import Conditions, faults
+from pytest_llmdeploy.load.validity import Conditions, faults, lateness
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.spec import Spec, Workload
 
@@ -359,7 +359,8 @@ class _Run:
             running_peak=self.peak or _unread("sequences", RUNNING),
             preempted=_more(counted, PREEMPTIONS, "preemptions"),
             interrupted=self.interrupted,
-            invalid=faults(self.workload, measured, self.end, conditions),
+            invalid=faults(self.workload, conditions),
+            late=lateness(self.workload, measured, self.end, conditions),
             service=self.service,
             floor=self.floor,
             breakdown=breakdown,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from pytest_llmdeploy.evidence import Evidence, Judgement, Status, judged
 from pytest_llmdeploy.load.backlog import KEEPS_UP, Service
 from pytest_llmdeploy.load.claims import METRICS, Budget, badness, rule, settled
 from pytest_llmdeploy.load.samples import Sample
+from pytest_llmdeploy.load.validity import Lateness
 from pytest_llmdeploy.spec import Workload
 from pytest_llmdeploy.spec.workload import GoodputRequire
 from pytest_llmdeploy.units import Percentile, show
@@ -32,7 +33,7 @@ class Latencies:
     ITL, the gaps of each request with their tokens.
 
     `rule` says how a percentile of them is decided, `resolution` (ms) is the shortest limit that
-    this client can judge.
+    this client can judge, `clients` (ms) what may be its own in any of them where they are invalid.
     """
 
     values: Sequence[Observation]
@@ -41,6 +42,7 @@ class Latencies:
     invalid: str = ""
     saved: str = ""
     resolution: float = 0.0
+    clients: float = math.inf
 
     def at(self, percentile: Percentile | str) -> Quantile:
         """A percentile of them, to be compared with a limit."""
@@ -52,6 +54,7 @@ class Latencies:
             invalid=self.invalid,
             saved=self.saved,
             resolution=self.resolution,
+            clients=self.clients,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +70,8 @@ class WorkloadTraffic:
     """One workload as it was served.
 
     `samples` are the requests that were due in the measurement window [start, end] (seconds on
-    the monotonic clock), in order of arrival. `interrupted` says why the run broke off.
+    the monotonic clock), in order of arrival. `interrupted` says why the run broke off, `invalid`
+    why it decides nothing, and `late` why it decides nothing that the client may have caused.
     `at_capacity` is what was sent at the rate of `require.capacity` afterwards.
     """
 
@@ -81,6 +85,7 @@ class WorkloadTraffic:
     preempted: Evidence
     interrupted: str = ""
     invalid: Sequence[str] = ()
+    late: Lateness = field(default_factory=Lateness)
     service: Service | None = None
     floor: Floor | None = None
     breakdown: Breakdown | None = None
@@ -120,22 +125,38 @@ class WorkloadTraffic:
             [value for _, value in known],
             self._rule(sum(due < self._least for due, _ in known)),
             self.interrupted,
-            "; ".join(self.invalid),
+            "; ".join(self.doubts),
             self.saved,
             self.floor.resolution(metric) if self.floor else 0.0,
+            self._clients([metric]),
         )
 
     def goodput(self, wanted: GoodputRequire) -> Share:
         """The share of requests that are within all limits of `wanted`."""
         early = sum(sample.due < self._least for sample in self.samples)
+        clients = self._clients(wanted.limits)
         return Share(
             [badness(sample, wanted) == 0 for sample in self.samples],
             self._rule(early)(wanted.share),
             source=_SOURCE,
             problem=self.interrupted,
-            invalid="; ".join([*self.invalid, *self._too_fine(wanted)]),
+            invalid="; ".join([*self.doubts, *self._too_fine(wanted)]),
             saved=self.saved,
+            spared=[badness(sample, wanted, clients) == 0 for sample in self.samples],
         )
+
+    @property
+    def doubts(self) -> Sequence[str]:
+        """Why nothing passes on this traffic."""
+        return [*self.invalid, *self.late.reasons]
+
+    def _clients(self, metrics: Iterable[str]) -> float:
+        """What may be the client's in any of these latencies (ms), where there are doubts. A late
+        request makes none later than it was itself, as long as they are counted from when they were
+        due; the pace of the tokens may be spoilt by it in any way.
+        """
+        is_bounded = not self.invalid and set(metrics) <= {"ttft", "e2el"}
+        return self.late.most_ms if is_bounded else math.inf
 
     def _too_fine(self, wanted: GoodputRequire) -> Iterator[str]:
         """The limits that this client can't judge."""
@@ -194,9 +215,9 @@ class WorkloadTraffic:
         """At least 98 % of what arrives is completed, and the backlog does not grow by the rest."""
         requirement = f"{self.workload.rate or '—'}, no backlog"
         served = self.service
-        if served is None or self.interrupted or self.invalid:
+        if served is None or self.interrupted or self.doubts:
             status = Status.ERROR if self.interrupted or served is None else Status.INVALID
-            result = self.interrupted or "; ".join(self.invalid) or "no request was measured"
+            result = self.interrupted or "; ".join(self.doubts) or "no request was measured"
             return Judgement(status=status, requirement=requirement, result=result)
         good = served.keeps_up
         return judged(
@@ -220,7 +241,7 @@ class WorkloadTraffic:
             "counts": dict(self.outcomes),
             "failures": failures,
             "interrupted": self.interrupted or None,
-            "invalid": list(self.invalid),
+            "invalid": list(self.doubts),
             "floor": asdict(self.floor) if self.floor else None,
             "breakdown": self.breakdown.to_json() if self.breakdown else None,
             "prefix_cache_hit_rate": self.hit_rate,

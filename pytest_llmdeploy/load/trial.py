@@ -145,8 +145,8 @@ def _worst(traffic: WorkloadTraffic, found: Mapping[str, Judgement]) -> tuple[St
             return Status.FAIL, name, f"{one.result}, required: {one.requirement}"
     if traffic.interrupted:
         return Status.ERROR, "", traffic.interrupted
-    if traffic.invalid:
-        return Status.INVALID, "", "; ".join(traffic.invalid)
+    if traffic.doubts:
+        return Status.INVALID, "", "; ".join(traffic.doubts)
     for name, one in open_ones.items():
         return one.status, name, one.hint or one.result
     if not found:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pytest_llmdeploy.load.breakdown import Breakdown
-from pytest_llmdeploy.load.counters import Counted
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Workload
 from pytest_llmdeploy.units import show
+
+if TYPE_CHECKING:
+    # What measures is not loaded by a plan.
+    from pytest_llmdeploy.load.breakdown import Breakdown
+    from pytest_llmdeploy.load.counters import Counted
 
 # What of a limit the client may use up, and what it may always.
 _SHARE_OF_LIMIT = 0.05
@@ -45,15 +49,33 @@ class Conditions:
     problem: str = ""
 
 
-def faults(
-    workload: Workload, samples: Sequence[Sample], until: float, conditions: Conditions
-) -> Sequence[str]:
-    """Why the times of these requests do not count; nothing when they do."""
+@dataclass(frozen=True, slots=True)
+class Lateness:
+    """Why the client was too late for what it measures, and by how many ms it may have been late
+    for any request: what is still over a limit without these is the server's doing.
+    """
+
+    reasons: Sequence[str] = ()
+    most_ms: float = 0.0
+
+
+def faults(workload: Workload, conditions: Conditions) -> Sequence[str]:
+    """Why the times of a run do not count, for or against the server; nothing when they do."""
     found = [conditions.problem] if conditions.problem else []
     found += _clock(conditions)
     found += _server(workload, conditions)
-    found += _client(workload, samples, until, conditions)
     return found
+
+
+def lateness(
+    workload: Workload, samples: Sequence[Sample], until: float, conditions: Conditions
+) -> Lateness:
+    """How late the client was, up to `until` (seconds on the monotonic clock)."""
+    sending = max((sample.sent - sample.due for sample in samples), default=0.0)
+    return Lateness(
+        list(_client(workload, samples, until, conditions)),
+        1000 * (max(0.0, sending) + max(conditions.lags, default=0.0)),
+    )
 
 
 def _clock(conditions: Conditions) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -23,7 +23,8 @@ class Quantile:
 
     "p99 ≤ limit" is the claim that at most 1 % of requests take longer, and that is what is
     tested; the first answer stands. The bound shown is the limit at which the same test would just
-    decide. `problem` says why what was measured can't pass, `invalid` why it decides nothing;
+    decide. `problem` says why what was measured can't pass, `invalid` why it decides nothing:
+    unless it fails without the `clients` ms, too, which are all that may be wrong with any value.
     `saved` is said in the row of what was decided before its time. `resolution` is the shortest
     limit (ms) that the client can judge.
     """
@@ -35,9 +36,12 @@ class Quantile:
     invalid: str = ""
     saved: str = ""
     resolution: float = 0.0
+    clients: float = math.inf
 
     def at_most(self, limit: float, about: str = "") -> Judgement:
         """PASS or FAIL once the test decides, else INCONCLUSIVE; ERROR without any request."""
+        if self.invalid and self.decide(limit + self.clients).answer is False:
+            return self._spared().at_most(limit, about)
         requirement = " ".join(part for part in (f"≤ {show(limit, 'ms')}", about) if part)
         decision = self.decide(limit)
         found = {
@@ -71,6 +75,11 @@ class Quantile:
     def decide(self, limit: float) -> Decision:
         """The test's first answer, going through the values in order."""
         return Decision.on(self.rule, limit, self.values)
+
+    def _spared(self) -> Quantile:
+        """Without what may be the client's."""
+        parts = [[(value - self.clients, share) for value, share in each] for each in self._parts]
+        return replace(self, values=parts, invalid="")
 
     @property
     def point(self) -> float:

@@ -21,7 +21,8 @@ class Share:
 
     "At least p are good" is decided as a percentile is: those that are not are its violations.
     The bound shown is the share for which the same test would just decide; a test with an
-    indifference zone has none. `problem`, `invalid` and `saved` are those of a `Quantile`.
+    indifference zone has none. `problem`, `invalid` and `saved` are those of a `Quantile`;
+    `spared` are the flags without what may be the client's.
     """
 
     good: Sequence[bool]
@@ -30,9 +31,13 @@ class Share:
     problem: str = ""
     invalid: str = ""
     saved: str = ""
+    spared: Sequence[bool] = ()
 
     def at_least(self, about: str = "") -> Judgement:
         """PASS or FAIL once the test decides, else INCONCLUSIVE; ERROR without any request."""
+        without = replace(self, good=self.spared, invalid="")
+        if self.invalid and without.decide().answer is False:
+            return without.at_least(about)
         share = show(self.rule.p, "fraction")
         requirement = " ".join(part for part in (f"≥ {share}", about) if part)
         decision = self.decide()

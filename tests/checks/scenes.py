@@ -15,6 +15,7 @@ from pytest_llmdeploy.load.backlog import Service
 from pytest_llmdeploy.load.claims import Budget
 from pytest_llmdeploy.load.floor import Floor
 from pytest_llmdeploy.load.trial import at_rate
+from pytest_llmdeploy.load.validity import Lateness
 from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.probes import Device, Devices, Host
 from pytest_llmdeploy.probes.endpoint import Endpoint
@@ -107,6 +108,7 @@ class Scene:
     at_capacity: Sequence[Sample] = (sample(),) * 200
     interrupted: str = ""
     invalid: Sequence[str] = ()
+    late: Lateness = field(default_factory=Lateness)
     floor: Floor | None = None
     service: Service | None = SERVED
     running_peak: float = 40
@@ -187,6 +189,7 @@ class Scene:
             preempted=Evidence(self.preempted, "", "/metrics", 1.0),
             interrupted=self.interrupted,
             invalid=self.invalid,
+            late=self.late,
             floor=self.floor,
             service=self.service,
         )

@@ -13,6 +13,7 @@ from pytest_llmdeploy.checks import Registry
 from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.load.backlog import Service
 from pytest_llmdeploy.load.floor import Floor
+from pytest_llmdeploy.load.validity import Lateness
 from pytest_llmdeploy.spec.model import Require
 from pytest_llmdeploy.spec.workload import WorkloadRequire
 from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
@@ -162,8 +163,11 @@ UNKNOWN: list[tuple[str, Scene, Status, str]] = [
     ("ttft", Scene(samples=(sample(),) * 3), Status.INCONCLUSIVE, "0 of 3 over"),
     ("ttft", Scene(interrupted="the server died"), Status.ERROR, "the server died"),
     ("ttft", Scene(invalid=["requests were sent late"]), Status.INVALID, "were sent late"),
+    ("ttft", Scene(late=Lateness(["late"], 50)), Status.INVALID, "late"),
+    ("ttft", Scene(samples=(SLOW,) * 200, late=Lateness(["late"], 600)), Status.INVALID, "late"),
     ("ttft", Scene(floor=Floor(400, 1, 50)), Status.INVALID, "below 1,200 ms"),
     ("goodput", Scene(invalid=["requests were sent late"]), Status.INVALID, "were sent late"),
+    ("goodput", Scene(late=Lateness(["late"], 50)), Status.INVALID, "late"),
     ("goodput", Scene(floor=Floor(400, 1, 50)), Status.INVALID, "a TTFT below 1,200 ms"),
     ("goodput", Scene(samples=()), Status.ERROR, "no request was measured"),
     ("keeps_up", Scene(invalid=["requests were sent late"]), Status.INVALID, "were sent late"),
@@ -183,6 +187,24 @@ def test_what_is_not_known_is_not_green(
     found = scene.judge(name)
     assert found.status is status
     assert result in found.result
+
+
+def test_a_late_client_does_not_excuse_what_it_did_not_cause() -> None:
+    """Over the limit by more than the client was ever late: that is the server's doing."""
+    quick = {"ttft": "1s", "share": "90%"}
+    spec = {"workloads": [{**STEADY, "require": {**STEADY["require"], "goodput": quick}}]}
+    scene = Scene(spec=spec, samples=(SLOW,) * 200, late=Lateness(["late"], 400))
+    found = scene.judge("ttft")
+    assert found.status is Status.FAIL
+    assert found.bound == pytest.approx(1100)
+    assert scene.judge("goodput").status is Status.FAIL
+
+
+def test_a_late_client_may_spoil_the_pace() -> None:
+    """Stamps that came late make gaps of any length: nothing is said about tokens."""
+    late = Lateness(["late"], 0)
+    scene = Scene(samples=(sample(gaps=(1500,) * 3),) * 200, late=late)
+    assert {scene.judge(name).status for name in ("tpot", "itl", "stall")} == {Status.INVALID}
 
 
 def test_failed_requests_are_infinitely_slow() -> None:

@@ -202,8 +202,8 @@ SEATS = {"ttft_ms": 19, "tpot_ms": 1, "max_num_seqs": 2}
 
 def test_a_trial_is_over_with_the_first_failure(standin: Standin) -> None:
     """The p99 that would take hundreds of requests more is not waited for."""
-    standin.configure(ttft_ms=100)
-    one = sent("40/s", ttft={"p50": "50ms"}, e2el={"p99": "5s"})
+    standin.configure(ttft_ms=300)
+    one = sent("40/s", ttft={"p50": "100ms"}, e2el={"p99": "5s"})
     found = holds(run_trial(at_rate(one, 40), BUDGET, target(standin)))
     assert (found.status, found.limit) == (Status.FAIL, "TTFT p50")
     assert found.judgements["E2EL p99"].status is Status.INCONCLUSIVE

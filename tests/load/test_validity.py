@@ -18,7 +18,7 @@ from pytest_llmdeploy.load.counters import (
     Counters,
 )
 from pytest_llmdeploy.load.samples import Outcome, Sample
-from pytest_llmdeploy.load.validity import Conditions, faults
+from pytest_llmdeploy.load.validity import Conditions, faults, lateness
 from pytest_llmdeploy.spec import Workload
 from tests.load.workloads import workload
 
@@ -52,7 +52,9 @@ def found(
     samples: Sequence[Sample] | None = None, work: Workload | None = None, **changes: Any
 ) -> Sequence[str]:
     work = work or workload(require=REQUIRE)
-    return faults(work, samples or sent(), 1e9, replace(GOOD, **changes))
+    conditions = replace(GOOD, **changes)
+    late = lateness(work, samples or sent(), 1e9, conditions)
+    return [*faults(work, conditions), *late.reasons]
 
 
 def test_nothing_is_wrong_with_a_quiet_client() -> None:
@@ -89,7 +91,15 @@ def test_what_was_never_sent_is_the_clients_fault() -> None:
     """The server can't be late for requests that did not come."""
     work = workload(rate="1/s", require={"ttft": {"p50": "100s"}})
     late = [*sent(count=90), *(replace(s, sent=500.0) for s in sent()[90:100])]
-    assert "only 90 of 100 requests that were due had been sent" in faults(work, late, 100, GOOD)
+    reasons = lateness(work, late, 100, GOOD).reasons
+    assert "only 90 of 100 requests that were due had been sent" in reasons
+
+
+def test_what_the_client_may_have_added_is_its_worst() -> None:
+    """The latest request, and the longest time that the event loop did not turn."""
+    samples = [*sent(), *sent(0.25, count=1)]
+    late = lateness(workload(), samples, 1e9, replace(GOOD, lags=[0.001, 0.5]))
+    assert late.most_ms == pytest.approx(750)
 
 
 def test_what_a_limit_tolerates_goes_with_the_limit() -> None:

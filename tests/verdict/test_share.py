@@ -1,5 +1,7 @@
 """A share passes, fails, or says what it takes."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,7 +60,7 @@ def test_an_indifference_zone_has_no_bound() -> None:
     ids=["empty", "problem", "failed", "invalid"],
 )
 def test_what_was_measured_wrongly_can_not_pass(
-    good: list[bool], fields: dict[str, str], status: Status, result: str | None
+    good: list[bool], fields: dict[str, Any], status: Status, result: str | None
 ) -> None:
     """As with percentiles."""
     judgement = Share(good, P99, **fields).at_least()
