@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _gate(spec: Path, url: str, report: Path) -> Entry:
     arguments = ["--deploy-spec", str(spec), "--deploy-url", url, "--deploy-report", str(report)]
     command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", *arguments]
-    subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if not report.exists():
+        sys.exit(f"the gate wrote no report:\n{done.stdout}")
     (entry,) = json.loads(report.read_bytes())["specs"]
     assert isinstance(entry, dict)  # noqa: S101 - the report's schema says so
     return entry
@@ -95,8 +97,10 @@ def _statuses(entries: Sequence[Entry]) -> Iterator[Sequence[str]]:
 
 
 def _spreads(entries: Sequence[Entry]) -> Iterator[Sequence[str]]:
-    for workload in entries[0]["traffic"]:
-        traffic = [entry["traffic"][workload] for entry in entries]
+    # A gate that came to no traffic has its rows to say why.
+    sent = [entry["traffic"] for entry in entries if entry["traffic"]]
+    for workload in sent[0] if sent else ():
+        traffic = [each[workload] for each in sent]
         yield _spread(workload, "requests", [sum(each["counts"].values()) for each in traffic])
         yield _spread(workload, "seconds", [each["seconds"] for each in traffic])
         for metric in _METRICS:

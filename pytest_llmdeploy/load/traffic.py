@@ -134,13 +134,14 @@ class WorkloadTraffic:
     def goodput(self, wanted: GoodputRequire) -> Share:
         """The share of requests that are within all limits of `wanted`."""
         early = sum(sample.due < self._least for sample in self.samples)
-        clients = self._clients(wanted.limits)
+        too_fine = list(self._too_fine(wanted))
+        clients = math.inf if too_fine else self._clients(wanted.limits)
         return Share(
             [badness(sample, wanted) == 0 for sample in self.samples],
             self._rule(early)(wanted.share),
             source=_SOURCE,
             problem=self.interrupted,
-            invalid="; ".join([*self.doubts, *self._too_fine(wanted)]),
+            invalid="; ".join([*self.doubts, *too_fine]),
             saved=self.saved,
             spared=[badness(sample, wanted, clients) == 0 for sample in self.samples],
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
+from pytest_llmdeploy.evidence import Judgement
 from pytest_llmdeploy.verdict.decision import Decision
 
 _TELLING = 1.5  # a design effect that is worth a word
@@ -28,6 +30,13 @@ def evidence(decision: Decision, source: str, saved: str = "") -> dict[str, Any]
         "test": "SPRT" if rule.indifference else "mixture e-process",
         "saved": saved,
     }
+
+
+def doubted(failed: Judgement, why: str) -> Judgement:
+    """A FAIL that stands in spite of a client at fault: the evidence says that the client's part
+    was left out, and why.
+    """
+    return replace(failed, evidence={**failed.evidence, "without_the_clients_part": why})
 
 
 def holds_for_bursts_of(decision: Decision) -> float | None:

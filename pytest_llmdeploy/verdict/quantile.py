@@ -11,7 +11,7 @@ from itertools import accumulate
 from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.units import show
 from pytest_llmdeploy.verdict.decision import Decision
-from pytest_llmdeploy.verdict.findings import counted, evidence, particulars, what_it_takes
+from pytest_llmdeploy.verdict.findings import counted, doubted, evidence, particulars, what_it_takes
 from pytest_llmdeploy.verdict.observation import Observation, weighted
 from pytest_llmdeploy.verdict.rule import Rule
 from pytest_llmdeploy.verdict.sequential import first
@@ -41,7 +41,7 @@ class Quantile:
     def at_most(self, limit: float, about: str = "") -> Judgement:
         """PASS or FAIL once the test decides, else INCONCLUSIVE; ERROR without any request."""
         if self.invalid and self.decide(limit + self.clients).answer is False:
-            return self._spared().at_most(limit, about)
+            return doubted(self._spared().at_most(limit, about), self.invalid)
         requirement = " ".join(part for part in (f"≤ {show(limit, 'ms')}", about) if part)
         decision = self.decide(limit)
         found = {

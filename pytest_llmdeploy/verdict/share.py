@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.units import show
 from pytest_llmdeploy.verdict.decision import Decision
-from pytest_llmdeploy.verdict.findings import counted, evidence, particulars, what_it_takes
+from pytest_llmdeploy.verdict.findings import counted, doubted, evidence, particulars, what_it_takes
 from pytest_llmdeploy.verdict.rule import Rule
 
 _MISSED = "missed"
@@ -37,7 +37,7 @@ class Share:
         """PASS or FAIL once the test decides, else INCONCLUSIVE; ERROR without any request."""
         without = replace(self, good=self.spared, invalid="")
         if self.invalid and without.decide().answer is False:
-            return without.at_least(about)
+            return doubted(without.at_least(about), self.invalid)
         share = show(self.rule.p, "fraction")
         requirement = " ".join(part for part in (f"≥ {share}", about) if part)
         decision = self.decide()

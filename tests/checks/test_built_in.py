@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -21,6 +22,8 @@ from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
 TP3 = Scene(spec={"parallel": {"tensor": 3}})
 SMALL_CACHE = {"kv_cache_size_tokens": str(127 * 8192 + 8176), "block_size": "16"}
 PP2 = {"tensor": 4, "pipeline": 2}
+PROMPT = {**STEADY["require"], "goodput": {"ttft": "1s", "share": "90%"}}
+QUICK = {"workloads": [{**STEADY, "require": PROMPT}]}
 SLOW, STALLED = sample(ttft=1500), sample(gaps=(20, 1500, 20))
 
 
@@ -191,13 +194,21 @@ def test_what_is_not_known_is_not_green(
 
 def test_a_late_client_does_not_excuse_what_it_did_not_cause() -> None:
     """Over the limit by more than the client was ever late: that is the server's doing."""
-    quick = {"ttft": "1s", "share": "90%"}
-    spec = {"workloads": [{**STEADY, "require": {**STEADY["require"], "goodput": quick}}]}
-    scene = Scene(spec=spec, samples=(SLOW,) * 200, late=Lateness(["late"], 400))
+    scene = Scene(spec=QUICK, samples=(SLOW,) * 200, late=Lateness(["late"], 400))
     found = scene.judge("ttft")
     assert found.status is Status.FAIL
     assert found.bound == pytest.approx(1100)
+    assert found.evidence["without_the_clients_part"] == "late"
     assert scene.judge("goodput").status is Status.FAIL
+
+
+def test_a_limit_below_the_floor_is_not_failed_either() -> None:
+    """What the client can't judge, it can't judge on time or late."""
+    scene = Scene(spec=QUICK, samples=(SLOW,) * 200, floor=Floor(400, 1, 50))
+    for name in ("ttft", "goodput"):
+        assert scene.judge(name).status is Status.INVALID
+        late = replace(scene, late=Lateness(["late"], 100))
+        assert late.judge(name).status is Status.INVALID
 
 
 def test_a_late_client_may_spoil_the_pace() -> None:
