@@ -13,6 +13,7 @@ from pytest_llmdeploy.checks.expect import explanation
 from pytest_llmdeploy.evidence import Judgement, Row, Status
 from pytest_llmdeploy.fixtures import NotServing
 from pytest_llmdeploy.session import phase_of
+from pytest_llmdeploy.spec.record import Record
 
 REQUIREMENT: pytest.StashKey[Requirement] = pytest.StashKey()
 EXPECT: pytest.StashKey[Expect] = pytest.StashKey()
@@ -95,7 +96,7 @@ def _without(item: pytest.Item, status: Status, result: str) -> Judgement:
 
 def _wanted(requirement: Requirement) -> str:
     value = requirement.value
-    return "" if value is None or hasattr(value, "model_fields") else str(value)
+    return "" if value is None or isinstance(value, Record) else str(value)
 
 
 def _waived(judgement: Judgement, reason: str) -> Judgement:

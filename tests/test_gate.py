@@ -458,11 +458,11 @@ def three(expect): expect(0).at_most(1)
 
 
 def test_a_server_that_is_not_there(pytester: pytest.Pytester) -> None:
-    """Every live row is an ERROR with the reason, once in full."""
-    write_spec(pytester.path / "s.yaml", require={"memory": {"max_utilization": "90%"}})
-    result, entry = report(
-        pytester, "--deploy-spec", "s.yaml", "--deploy-url", "http://127.0.0.1:9", "-m", "live"
-    )
+    """Every live row is an ERROR with the reason, once in full, also where warnings are errors."""
+    require = {"memory": {"max_utilization": "90%"}, "kv_cache": {"concurrent_sequences": 1}}
+    write_spec(pytester.path / "s.yaml", require=require)
+    nobody = ("--deploy-url", "http://127.0.0.1:9")
+    result, entry = report(pytester, "--deploy-spec", "s.yaml", *nobody, "-m", "live", "-Werror")
     assert set(statuses(entry).values()) == {"ERROR"}
     assert result.ret == 1
     assert str(result.stdout).count("hint: check --deploy-url") == 1
