@@ -21,7 +21,7 @@ def simulated(rule: Rule, series: Series, runs: int, cap: int = 3000) -> Operati
 
 @dependence
 @pytest.mark.parametrize(
-    ("p", "runs", "cap"), [(0.99, 120, 3000), (0.9, 200, 1200), (0.5, 250, 1200)], ids=str
+    ("p", "runs", "cap"), [(0.99, 120, 3000), (0.9, 120, 1200), (0.5, 80, 800)], ids=str
 )
 def test_wrong_answers_are_rare_at_exactly_the_allowed_fraction(
     p: float, runs: int, cap: int, rho: float
