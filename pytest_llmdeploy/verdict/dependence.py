@@ -10,6 +10,7 @@ from itertools import pairwise
 _BLOCK = 200
 _MOST_LAGS = 50
 _MOST_BIAS = 0.5
+_ROUNDING = 1e-12  # what is positive by rounding alone is not
 _FIRST_PAIR = 2
 _BITS = 8  # of a flag: a byte each, for bytes() makes them fastest
 # Normal autocorrelation of any strength thins out like this, or faster (ρ from 0.3 to 0.95).
@@ -99,7 +100,7 @@ def _of_blocks(blocks: Sequence[Sequence[float]], level: float) -> float:
     both, lag = 0.0, 0
     while lag <= min(shortest // 4, _MOST_LAGS):
         pair = math.fsum(block.covariance(at) for block in flags for at in (lag, lag + 1))
-        if pair <= 0:
+        if pair <= _ROUNDING * variance:
             break
         both, lag = both + pair / variance, lag + 2
     hidden = min(_MOST_BIAS, 2 * lag / shortest) if lag > _FIRST_PAIR else 0.0

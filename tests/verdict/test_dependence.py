@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import fmean
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.verdict.series import Autoregressive, Bursts
@@ -51,6 +51,7 @@ def deviations(values: list[float], level: float) -> list[float]:
 
 
 @settings(deadline=None)
+@example([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0], 1.0)
 @given(st.lists(FLOATS | st.integers(0, 3).map(float), min_size=4, max_size=500), st.floats(0.1, 1))
 def test_is_the_definition(values: list[float], level: float) -> None:
     """Counting bits is the same as multiplying, ties and short series included."""
