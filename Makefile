@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint types unit coverage live bench-plan bench-verdict bench-load \
+.PHONY: help setup demo test lint types unit coverage live fake-nvml bench-plan bench-verdict bench-load \
   bench-repeat schema clean
 
 help:  ## what can be made
@@ -51,6 +51,11 @@ coverage: setup  ## the same in one process, and what they reach
 
 live: setup  ## the tests on a real vLLM
 	$(BIN)/pytest -m vllm
+
+fake-nvml: setup  ## a spec's hardware rows on GPUs that are not there: PROFILE GPUS FAULT MACHINE SPEC
+	$(BIN)/python -m tests.fake_nvml $(if $(PROFILE),--profile "$(PROFILE)") \
+	  $(if $(GPUS),--gpus $(GPUS)) $(if $(MACHINE),--machine "$(MACHINE)") \
+	  $(if $(SPEC),--spec "$(SPEC)") $(if $(FAULT),--fault $(foreach key,$(FAULT),'$(key)'))
 
 bench-plan:  ## errors of the latency prediction beside aiconfigurator, and the plan's speed
 	@test -x .venv-plan/bin/python || $(PYTHON) -m venv .venv-plan

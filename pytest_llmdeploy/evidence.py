@@ -40,7 +40,8 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A value, its unit, where it was read and when (Unix seconds, 0 for what was calculated).
+    """A value, its unit, where it was read and when (Unix seconds, 0 for what was calculated);
+    `identity` is the UUID of the device that it was read of, or the pid of the worker.
 
     `value` is None when it could not be read; `problem` then says why: "unsupported: …",
     "no permission: …", "lost: …" or "error: …".
@@ -51,6 +52,7 @@ class Evidence:
     source: str
     at: float = 0.0
     problem: str = ""
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

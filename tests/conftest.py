@@ -1,6 +1,8 @@
 """What the tests share."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ import pytest_llmdeploy.load.runner
 import pytest_llmdeploy.report.json_file
 import pytest_llmdeploy.serving.start  # noqa: F401
 from pytest_llmdeploy.load import floor
+from pytest_llmdeploy.probes import patience
+from tests.fake_nvml import H100, FakeNvml, build
 from tests.standin import Standin
 
 
@@ -26,6 +30,34 @@ def standin(running: Standin) -> Standin:
     """The shared stand-in with its first settings and no memory."""
     running.reset()
     return running
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake NVML, compiled."""
+    if shutil.which("cc") is None:
+        pytest.skip("the fake is compiled with cc")
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def fake(nvml_library: Path, tmp_path: Path) -> FakeNvml:
+    """Eight healthy H100s, for other processes."""
+    fake = FakeNvml(nvml_library, tmp_path / "machine")
+    fake.write(H100)
+    return fake
+
+
+@pytest.fixture
+def machine(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
+    """The same in this process."""
+    monkeypatch.setenv("FAKE_NVML", str(fake.state))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    fake.load()
+    yield fake
+    fake.write(H100)
+    for thread in patience._hanging.values():
+        thread.join()
 
 
 @pytest.fixture(autouse=True)

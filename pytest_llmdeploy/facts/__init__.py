@@ -1,4 +1,4 @@
-"""Catalogues as data: GPUs, public model shapes and vLLM's flags, every figure with its source."""
+"""Catalogues as data: GPUs, model shapes, vLLM's flags, NVML's words; figures with their source."""
 
 from __future__ import annotations
 
@@ -60,6 +60,12 @@ def memory_range(name: str) -> tuple[float, float]:
     """What a part of a rank's memory takes, at least and at most (memory.json)."""
     low, high = _read("memory.json")[name]["range"]
     return low, high
+
+
+@cache
+def nvml_words(kind: str) -> Mapping[int, str]:
+    """What the codes of an enumeration, or the bits of a mask, of NVML say."""
+    return {int(code): text for code, text in _read("nvml.json")[kind].items()}
 
 
 @cache

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from pytest_llmdeploy.evidence import Evidence
+from pytest_llmdeploy.probes.fields import Field
+from pytest_llmdeploy.probes.tenants import Tenants
+
+_UNSEEN = "unsupported: {} can't be seen here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,9 @@ class Device:
     """One device: bytes of memory in all, in use, and kept back by the driver.
 
     `name` is what the report calls it ("GPU 3", "rank 1"); `identity` is the UUID of a GPU or the
-    pid of a worker; `kind` is the product name; `stage` is the pipeline stage where it is known.
+    pid of a worker; `kind` is the product name; `stage` is the pipeline stage where it is known;
+    `fields` is what else was read of it, `tenants` who else holds memory of it, `pods` who it was
+    given to ("namespace/pod"), where a cluster says so.
     """
 
     name: str
@@ -25,6 +31,9 @@ class Device:
     used: Evidence
     reserved: Evidence
     stage: int = 0
+    fields: Mapping[Field, Evidence] = field(default_factory=dict)
+    tenants: Tenants = Tenants(problem="unsupported: processes are not seen here")
+    pods: Sequence[str] = ()
 
     @property
     def utilization(self) -> Evidence:
@@ -35,29 +44,69 @@ class Device:
         free = _combined("B", operator.sub, self.total, self.used)
         return _combined("B", operator.sub, free, self.reserved)
 
+    def read(self, name: Field) -> Evidence:
+        """One of its fields; what nobody could read here is unsupported."""
+        unread = Evidence(None, name.unit, self.total.source, self.total.at, _UNSEEN.format(name))
+        return self.fields.get(name, unread)
+
 
 @dataclass(frozen=True)
 class Devices(Sequence[Device]):
-    """The devices of a deployment, at one moment; `problem` says why there are none to see."""
+    """The devices of a deployment, at one moment; `problem` says why there are none to see, `at`
+    (Unix seconds) when one of a series of looks was.
+    """
 
     items: tuple[Device, ...]
     source: str
     problem: str = ""
+    at: float = 0.0
+
+    def each(self, read: Callable[[Device], Evidence]) -> Mapping[str, Evidence]:
+        """What `read` takes of every device, by device."""
+        if self.problem:
+            return {"devices": Evidence(None, "", self.source, problem=self.problem)}
+        return {
+            device.name: replace(read(device), identity=device.identity) for device in self.items
+        }
+
+    @property
+    def total(self) -> Mapping[str, Evidence]:
+        """All bytes, by device."""
+        return self.each(lambda device: device.total)
 
     @property
     def used(self) -> Mapping[str, Evidence]:
         """Bytes in use, by device."""
-        return self._each(lambda device: device.used)
+        return self.each(lambda device: device.used)
 
     @property
     def utilization(self) -> Mapping[str, Evidence]:
         """Used of total, by device."""
-        return self._each(lambda device: device.utilization)
+        return self.each(lambda device: device.utilization)
 
     @property
     def headroom(self) -> Mapping[str, Evidence]:
         """Bytes left (total − reserved − used), by device."""
-        return self._each(lambda device: device.headroom)
+        return self.each(lambda device: device.headroom)
+
+    def read(self, name: Field) -> Mapping[str, Evidence]:
+        """One field, by device."""
+        return self.each(lambda device: device.read(name))
+
+    def first(self, count: int) -> Devices:
+        """The first so many: those that a deployment of so many ranks is given."""
+        return replace(self, items=self.items[:count])
+
+    def beyond(self, baseline: Devices) -> Devices:
+        """These devices without the bytes that the same ones had in use before, by identity."""
+        before = {device.identity: device.used for device in baseline if device.identity}
+        own = tuple(
+            replace(device, used=_combined("B", operator.sub, device.used, before[device.identity]))
+            if device.identity in before
+            else device
+            for device in self.items
+        )
+        return replace(self, items=own)
 
     def by_stage(self) -> Mapping[int, Devices]:
         """The devices of each pipeline stage."""
@@ -75,14 +124,14 @@ class Devices(Sequence[Device]):
                 "kind": device.kind,
                 "total_bytes": device.total.value,
                 "used_bytes": device.used.value,
+                "fields": {
+                    str(name): evidence.value
+                    for name, evidence in device.fields.items()
+                    if evidence.value is not None
+                },
             }
             for device in self.items
         ]
-
-    def _each(self, read: Callable[[Device], Evidence]) -> Mapping[str, Evidence]:
-        if self.problem:
-            return {"devices": Evidence(None, "", self.source, problem=self.problem)}
-        return {device.name: read(device) for device in self.items}
 
     @overload
     def __getitem__(self, index: int) -> Device: ...

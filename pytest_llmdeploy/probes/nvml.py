@@ -1,20 +1,22 @@
-"""GPUs as NVML sees them, through nvidia-ml-py's `pynvml`.
+"""NVML through nvidia-ml-py's `pynvml`: its session, its faults, and the driver behind it.
 
 Every read is a value or a reason: unsupported, no permission, lost or error.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import combinations, takewhile
-from typing import Any
+from functools import cache
 
 import pynvml
 
-from pytest_llmdeploy.evidence import Evidence
-from pytest_llmdeploy.probes.devices import Device, Devices
+from pytest_llmdeploy.probes.host import Driver
+from pytest_llmdeploy.probes.patience import answers, timed_out
+
+SOURCE = "NVML"
+# Not an NVMLError: what pynvml raises where the driver is older than one of its calls.
+FAULTS = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)
 
 _REASONS = {
     pynvml.NVML_ERROR_NOT_SUPPORTED: "unsupported",
@@ -27,103 +29,53 @@ _ABSENT = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "NVML and the kernel driver differ: reboot",
 }
-_SOURCE = "NVML"
-_P2P_OK = 0
-
-
-class NvmlAbsentError(Exception):
-    """NVML can't be used on this machine; the text says why."""
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """NVML, initialised.
-
-    Raises:
-        NvmlAbsentError: when there is no driver, or it does not answer.
-    """
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise NvmlAbsentError(_ABSENT.get(error.value, f"NVML does not start: {error}")) from None
+    """NVML, initialised. It counts its users: every thread that asks is one."""
+    pynvml.nvmlInit()
+    _stay_open()
     try:
         yield
     finally:
         pynvml.nvmlShutdown()
 
 
-def read_gpus(indices: Sequence[int] | None = None) -> Devices:
-    """The GPUs with these NVML indices, or all; a GPU that is lost is among them, unread."""
-    try:
-        with session():
-            count = pynvml.nvmlDeviceGetCount()
-            # As CUDA does: the first index that is no GPU ends the list.
-            chosen = takewhile(
-                lambda index: index < count, range(count) if indices is None else indices
-            )
-            return Devices(tuple(_device(index) for index in chosen), _SOURCE)
-    except NvmlAbsentError as error:
-        return Devices((), _SOURCE, problem=f"error: {error}")
-    except pynvml.NVMLError as error:
-        return Devices((), _SOURCE, problem=_problem(error))
-
-
-def nvlink_pairs(groups: Iterable[Sequence[int]]) -> dict[str, Evidence]:
-    """For every pair of GPUs within a group, 1 if they reach each other over NVLink, else 0.
-
-    What vLLM itself asks before it uses its own all-reduce (nvmlDeviceGetP2PStatus).
+@cache
+def _stay_open() -> None:
+    """One user more, to the end of the process: when there is none, NVML closes every GPU, and to
+    open them again takes longer than to read them.
     """
+    pynvml.nvmlInit()
+
+
+def problem(fault: Exception) -> str:
+    """Why a read brought nothing."""
+    code = getattr(fault, "value", pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+    if code in _ABSENT:
+        return f"error: {_ABSENT[code]}"
+    text = "function not found" if code == pynvml.NVML_ERROR_FUNCTION_NOT_FOUND else str(fault)
+    words = text.lower().replace("gpu", "GPU")
+    return f"{_REASONS.get(code, 'error')}: NVML says {words}"
+
+
+def read_driver() -> Driver:
+    """The versions of the driver, and of the CUDA that it supports."""
+    (found,) = answers({"NVML": _versions()}).values()
+    return found[0] if found else Driver(problem=timed_out(SOURCE))
+
+
+def _versions() -> Iterator[Driver]:
     try:
         with session():
-            pairs = [pair for group in groups for pair in combinations(group, 2)]
-            return {f"GPU {a} – GPU {b}": _pair(a, b) for a, b in pairs}
-    except NvmlAbsentError as error:
-        return {"devices": Evidence(None, "", _SOURCE, problem=f"error: {error}")}
-
-
-def _pair(first: int, second: int) -> Evidence:
-    def linked() -> float:
-        status = pynvml.nvmlDeviceGetP2PStatus(
-            pynvml.nvmlDeviceGetHandleByIndex(first),
-            pynvml.nvmlDeviceGetHandleByIndex(second),
-            pynvml.NVML_P2P_CAPS_INDEX_NVLINK,
-        )
-        return float(status == _P2P_OK)
-
-    return _read("nvmlDeviceGetP2PStatus", "", linked)
-
-
-def _device(index: int) -> Device:
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        kind, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
-    except pynvml.NVMLError as error:
-        unread = Evidence(None, "B", _SOURCE, time.time(), _problem(error))
-        return Device(f"GPU {index}", "", "", unread, unread, unread)
-    # Version 1 of this call counts what the driver keeps back as used.
-    try:
-        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-    except pynvml.NVMLError as error:
-        memory = error
-
-    def part(name: str) -> Evidence:
-        def value() -> float:
-            if isinstance(memory, pynvml.NVMLError):
-                raise memory
-            return float(getattr(memory, name))
-
-        return _read("nvmlDeviceGetMemoryInfo_v2", "B", value)
-
-    return Device(f"GPU {index}", uuid, kind, part("total"), part("used"), part("reserved"))
-
-
-def _read(function: str, unit: str, read: Callable[[], float]) -> Evidence:
-    source = f"{_SOURCE}: {function}"
-    try:
-        return Evidence(read(), unit, source, time.time())
-    except pynvml.NVMLError as error:
-        return Evidence(None, unit, source, time.time(), _problem(error))
-
-
-def _problem(error: pynvml.NVMLError) -> str:
-    return f"{_REASONS.get(error.value, 'error')}: NVML says {str(error).lower()}"
+            version = pynvml.nvmlSystemGetDriverVersion()
+            try:
+                # 12040 is CUDA 12.4.
+                cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+                yield Driver(version, f"{cuda // 1000}.{cuda % 1000 // 10}")
+            except pynvml.NVMLError_LibraryNotFound:
+                # Here it is another library: a container may have been given NVML alone.
+                yield Driver(version, problem="error: there is no CUDA driver here (libcuda.so.1)")
+    except FAULTS as fault:
+        yield Driver(problem=problem(fault))

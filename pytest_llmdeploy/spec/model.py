@@ -11,12 +11,23 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from pytest_llmdeploy.facts import Gpu, gpus, vllm_flags
+from pytest_llmdeploy.spec.attach import Attach
 from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, dotted, nearest
 from pytest_llmdeploy.spec.record import Record
 from pytest_llmdeploy.spec.workload import Workload
 from pytest_llmdeploy.units import Bytes, Duration, Fraction
 
 EnvironmentName = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def _must_be_range(key: str, text: str, example: str) -> None:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415
+
+    try:
+        SpecifierSet(text)
+    except InvalidSpecifier:
+        msg = f'found {text!r}: write a version range, for instance "{example}"'
+        raise FaultError((key,), msg) from None
 
 
 class Model(Record):
@@ -38,13 +49,7 @@ class Engine(Record):
 
     @model_validator(mode="after")
     def _is_a_version_range(self) -> Self:
-        from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415
-
-        try:
-            SpecifierSet(self.version)
-        except InvalidSpecifier:
-            msg = f'found {self.version!r}: write a version range, for instance ">=0.30"'
-            raise FaultError(("version",), msg) from None
+        _must_be_range("version", self.version, ">=0.30")
         return self
 
 
@@ -281,10 +286,23 @@ class KvCacheRequire(Record):
 
 
 class BalanceRequire(Record):
-    """How far a device may be from the mean of its stage."""
+    """How far a device may be from the mean of its stage, a stage from the mean of all; and how far
+    beyond the mean the busiest rank may be (experts), or engine (requests, tokens).
+    """
 
     memory: Fraction | None = None
     layers: Fraction | None = None
+    experts: Fraction | None = None
+    requests: Fraction | None = None
+    tokens: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _can_be_decided(self) -> Self:
+        for key in ("requests", "tokens"):
+            if getattr(self, key) == 0:
+                msg = "no number of requests shows that engines are exactly even: write 10 %, say"
+                raise FaultError((key,), msg)
+        return self
 
 
 class StrategyRequire(Record):
@@ -305,7 +323,21 @@ class Require(Record):
     kv_cache: KvCacheRequire | None = None
     balance: BalanceRequire = BalanceRequire()
     interconnect: Literal["nvlink"] | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    persistence: Literal[True] | None = None
+    plan_agrees: Fraction | None = None
     strategy: StrategyRequire | None = None
+
+    @model_validator(mode="after")
+    def _has_version_ranges(self) -> Self:
+        for key, text, example in (
+            ("driver", self.driver, ">=550"),
+            ("cuda", self.cuda, ">=12.4"),
+        ):
+            if text is not None:
+                _must_be_range(key, text, example)
+        return self
 
 
 @dataclass(frozen=True)
@@ -330,6 +362,7 @@ class Spec(Record):
     hardware: Hardware
     parallel: Parallel = Parallel()
     serve: Serve = Serve()
+    attach: Attach | None = None
     workloads: tuple[Workload, ...] = Field(default=(), strict=False)
     require: Require = Require()
     waive: Mapping[str, str] = Field(default_factory=dict)
@@ -346,10 +379,34 @@ class Spec(Record):
         if not _LEAST_CONFIDENCE <= self.confidence <= _MOST_CONFIDENCE:
             msg = f"found {self.confidence}: write from 50 % to 99.99 %"
             raise FaultError(("confidence",), msg)
+        self._must_have_engines()
         for key, reason in self.waive.items():
             if not reason.strip():
                 raise FaultError(("waive", key), "say why")
         return self
+
+    def attached_to(self, url: str | None) -> Spec:
+        """This spec with the server at `url`, if there is one, instead of the one that it names:
+        the replicas and the devices of that one say nothing about another.
+        """
+        if url is None:
+            return self
+        # No field is set by the spec.
+        attach = Attach.model_construct(set(), url=url)
+        found: Spec = self.model_copy(update={"attach": attach})
+        return found
+
+    def _must_have_engines(self) -> None:
+        """Refuses a balance of engines where there is one, or nothing that they could share."""
+        balance = self.require.balance
+        for key in ("requests", "tokens"):
+            if getattr(balance, key) is None:
+                continue
+            if self.parallel.data == 1 and not (self.attach and self.attach.engines):
+                msg = "one engine has nothing to share: parallel.data is 1, without attach.engines"
+                raise FaultError(("require", "balance", key), msg)
+            if not self.workloads:
+                raise FaultError(("require", "balance", key), "needs workloads: nothing is sent")
 
     @property
     def source(self) -> Source:

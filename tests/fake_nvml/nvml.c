@@ -1,8 +1,8 @@
 /* A libnvidia-ml.so.1 that answers from the key=value file named by FAKE_NVML.
 
-   The file is read again on each call, so a test changes the machine by replacing it. A key that is
-   absent or empty answers NOT_SUPPORTED; a number that cannot be read answers UNKNOWN. Structs have
-   the names pynvml gives them, so that a test can compare their sizes. */
+   The file is read again when it was replaced, so a test changes the machine by replacing it. A key
+   that is absent or empty answers NOT_SUPPORTED; a number that cannot be read answers UNKNOWN.
+   Structs have the names pynvml gives them, so that a test can compare their sizes. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6 };
@@ -66,15 +67,28 @@ size_t fake_nvml_sizeof(const char *name) {
 
 static _Thread_local char text[1 << 17];
 static _Thread_local size_t length;
+static _Thread_local struct stat seen;
+static _Thread_local bool sound; /* without injections, which are dear to look for */
+
+static bool is_unchanged(const char *path) {
+    struct stat before = seen;
+    return path && !stat(path, &seen) && length && seen.st_ino == before.st_ino
+        && !memcmp(&seen.st_mtim, &before.st_mtim, sizeof seen.st_mtim);
+}
 
 static int reload(void) {
     const char *path = getenv("FAKE_NVML");
+    if (is_unchanged(path)) return OK;
     FILE *file = path ? fopen(path, "r") : NULL;
     length = file ? fread(text, 1, sizeof text - 1, file) : 0;
     bool whole = file && feof(file);
     if (file) fclose(file);
-    if (!whole) fprintf(stderr, "fake NVML: cannot read FAKE_NVML=%s\n", path ? path : "");
+    if (!whole) {
+        fprintf(stderr, "fake NVML: cannot read FAKE_NVML=%s\n", path ? path : "");
+        length = 0;
+    }
     text[length] = '\0';
+    sound = !strstr(text, "error.") && !strstr(text, "delay_ms.");
     for (size_t i = 0; i < length; i++)
         if (text[i] == '\n') text[i] = '\0';
     return whole ? OK : UNKNOWN;
@@ -153,6 +167,7 @@ static int string(Handle device, const char *key, char *out, u32 size) {
 /* Injection: "error.MemoryInfo" covers MemoryInfo_v2 too, and "error.*" every function. */
 
 static u64 injected(const char *kind, const char *function, Handle device) {
+    if (sound) return 0;
     const char *suffix = strstr(function, "_v");
     int bare = (int)(suffix ? (size_t)(suffix - function) : strlen(function));
     char exact[80], any_version[80], any[80];
@@ -168,19 +183,22 @@ static void sleep_ms(u64 ms) {
     nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
 }
 
+#define TRY(expression) do { int status_ = (expression); if (status_) return status_; } while (0)
+
 static atomic_int users;
 
 /* Without a counter the call passes untouched, as the second half of a two-call protocol. */
 static int gate(const char *function, Handle device, atomic_uint *calls) {
-    int status = reload();
-    if (status) return status;
+    TRY(reload());
     if (!users && strcmp(function, "InitWithFlags")) return UNINITIALIZED;
     if (!calls || atomic_fetch_add(calls, 1) < injected("after", function, device)) return OK;
-    sleep_ms(injected("delay_ms", function, device));
+    for (u64 ms = 0; ms < injected("delay_ms", function, device); ms += WAIT_STEP_MS) {
+        sleep_ms(WAIT_STEP_MS);
+        TRY(reload()); /* so that whoever is tired of waiting can end it */
+    }
     return (int)injected("error", function, device);
 }
 
-#define TRY(expression) do { int status_ = (expression); if (status_) return status_; } while (0)
 #define READ(key, target) \
     do { u64 number_; TRY(number(device, key, &number_)); (target) = number_; } while (0)
 #define VERSION(record, revision) \
@@ -293,7 +311,6 @@ NUMBER(CurrentClocksThrottleReasons, u64, "clocks.reasons")
 NUMBER(GpuInstanceId, u32, "gi")
 NUMBER(MaxPcieLinkGeneration, u32, "pcie.max_gen")
 NUMBER(MaxPcieLinkWidth, u32, "pcie.max_width")
-NUMBER(NumaNodeId, u32, "numa")
 NUMBER(PersistenceMode, u32, "persistence")
 NUMBER(PowerUsage, u32, "power")
 PAIR(CudaComputeCapability, "cc.major", "cc.minor")
@@ -324,6 +341,13 @@ DEVICE(ClockInfo, (Handle device, u32 clock, u32 *out),
        static const char *const keys[] = {"clock.graphics", "clock.sm", "clock.memory"};
        if (clock >= sizeof keys / sizeof *keys) return INVALID_ARGUMENT;
        READ(keys[clock], *out))
+DEVICE(MemoryAffinity, (Handle device, u32 words, unsigned long *out, u32 scope),
+       u64 node;
+       if (scope > 1) return INVALID_ARGUMENT;
+       TRY(number(device, "numa", &node));
+       if (node / 64 >= words) return INSUFFICIENT_SIZE;
+       memset(out, 0, words * sizeof *out);
+       out[node / 64] = 1ul << node % 64)
 DEVICE(TotalEccErrors, (Handle device, u32 type, u32 counter, u64 *out),
        static const char *const keys[] = {"ecc.corrected.volatile", "ecc.corrected.aggregate",
                                           "ecc.uncorrected.volatile", "ecc.uncorrected.aggregate"};

@@ -15,9 +15,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from . import A100, H100, H100_MIG, L40S, PROFILES, FakeNvml, Profile, build
-
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the fake is compiled with cc")
+from . import A100, H100, H100_MIG, L40S, PROFILES, FakeNvml, Profile
 
 Call = Callable[[int], object]
 
@@ -70,7 +68,6 @@ DEVICE_CALLS: dict[str, Call] = {
             "MemoryInfo",
             "MigMode",
             "Name",
-            "NumaNodeId",
             "PciInfo_v3",
             "PersistenceMode",
             "PowerUsage",
@@ -91,6 +88,7 @@ DEVICE_CALLS: dict[str, Call] = {
     ),
     "HandleByUUID": lambda i: pynvml.nvmlDeviceGetHandleByUUID(H100_MIG.uuid(i)),
     "MemoryInfo_v2": lambda i: pynvml.nvmlDeviceGetMemoryInfo(gpu(i), pynvml.nvmlMemory_v2),
+    "MemoryAffinity": lambda i: pynvml.nvmlDeviceGetMemoryAffinity(gpu(i), 1, 0),
     "MigDeviceHandleByIndex": lambda i: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu(i), 0),
     "NvLinkRemoteDeviceType": lambda i: pynvml.nvmlDeviceGetNvLinkRemoteDeviceType(gpu(i), 0),
     "NvLinkState": lambda i: pynvml.nvmlDeviceGetNvLinkState(gpu(i), 0),
@@ -114,27 +112,12 @@ SYSTEM_CALLS: dict[str, Callable[[], object]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("nvml"))
-
-
 @pytest.fixture
-def fake(library: Path, tmp_path: Path) -> FakeNvml:
-    """Eight healthy H100s, for other processes."""
-    fake = FakeNvml(library, tmp_path / "machine")
-    fake.write(H100)
-    return fake
-
-
-@pytest.fixture
-def machine(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
-    """The same in this process, initialised."""
-    monkeypatch.setenv("FAKE_NVML", str(fake.state))
-    fake.load()
+def machine(machine: FakeNvml) -> Iterator[FakeNvml]:
+    """Eight healthy H100s in this process, initialised."""
     pynvml.nvmlInit()
-    yield fake
-    fake.write(H100)
+    yield machine
+    machine.write(H100)
     pynvml.nvmlShutdown()
 
 
@@ -168,10 +151,13 @@ def test_struct_sizes(machine: FakeNvml, name: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="symbols are listed with nm")
-def test_every_symbol_is_covered(library: Path) -> None:
+def test_every_symbol_is_covered(nvml_library: Path) -> None:
     """Each function that the fake exports is called below, and known to pynvml by that name."""
     listing = subprocess.run(
-        ["nm", "-D", "--defined-only", str(library)], check=True, capture_output=True, text=True
+        ["nm", "-D", "--defined-only", str(nvml_library)],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     symbols = re.findall(r" T (nvml\w+)", listing)
     names = {re.sub("^nvml(DeviceGet|SystemGet|Device)?", "", symbol) for symbol in symbols}
@@ -360,7 +346,7 @@ def test_state_is_replaced_whole(machine: FakeNvml) -> None:
     writer = threading.Thread(target=rewrite)
     writer.start()
     try:
-        assert {pynvml.nvmlDeviceGetNumaNodeId(gpu(7)) for _ in range(200)} == {1}
+        assert {pynvml.nvmlDeviceGetMemoryAffinity(gpu(7), 1, 0)[0] for _ in range(200)} == {2}
     finally:
         stop.set()
         writer.join()
@@ -525,7 +511,8 @@ def test_topology(machine: FakeNvml) -> None:
     levels = [pynvml.nvmlDeviceGetTopologyCommonAncestor(gpu(2), gpu(i)) for i in range(8)]
 
     assert levels == [40, 40, 0, 40, 50, 50, 50, 50]
-    assert [pynvml.nvmlDeviceGetNumaNodeId(gpu(i)) for i in range(8)] == [0] * 4 + [1] * 4
+    nodes = [pynvml.nvmlDeviceGetMemoryAffinity(gpu(i), 1, 0)[0] for i in range(8)]
+    assert nodes == [1] * 4 + [2] * 4
 
 
 def test_fabric(machine: FakeNvml) -> None:

@@ -111,6 +111,8 @@ def test_the_model() -> None:
 def test_gpus_are_numbered_as_nvml_does() -> None:
     """The GPUs that are measured are those that serve."""
     assert environment(spec("H100-SXM-80GB")) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    own = {"env": {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}}
+    assert environment(spec("H100-SXM-80GB", serve=own)) == own["env"]
 
 
 def test_a_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,17 @@ BROKEN: dict[str, str | bytes] = {
     "anchor alone": SMALLEST + "name: &x here\n",
     "another version": SMALLEST.replace("1", "2"),
     "arrival": workload("arrival: burst"),
+    "attach without a url": SMALLEST + "attach: {probes: {dcgm: http://a:9400}}\n",
+    "attach to no url": SMALLEST + "attach:\n  url: vllm:8000\n",
+    "attach to a port that is none": SMALLEST + "attach: {url: http://vllm:800000}\n",
+    "attach with a password": SMALLEST + "attach: {url: http://me:hunter2@vllm:8000}\n",
+    "attach to engines": SMALLEST + "attach:\n  url: http://a\n  engines:\n    - http://b\n"
+                                    "    - c\n",
+    "attach to one engine": SMALLEST + "attach: {url: http://a, engines: http://b}\n",
+    "attach to an exporter": SMALLEST + "attach:\n  url: http://a\n  probes:\n    dcgm: a:9400\n",
+    "attach to pods": SMALLEST + "attach:\n  url: http://a\n  probes:\n    dcgm: http://a\n"
+                                 "    pod: vllm-*-a\n",
+    "attach to probes": SMALLEST + "attach: {url: http://a, probes: {dgcm: http://a}}\n",
     "both loops": workload("concurrency: 4"),
     "boolean as text": SMALLEST + "serve: {enforce_eager: 'yes'}\n",
     "byte unit": SMALLEST + "require: {memory: {min_headroom: 8 gigs}}\n",
