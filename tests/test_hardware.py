@@ -1,36 +1,21 @@
-"""The 8 × H100 spec's hardware checks, over NVML's real module and a fake library under it."""
+"""The 8 × H100 spec's hardware rows in whole runs, over NVML's real module and a fake library."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fake_nvml import A100, H100, FakeNvml, Profile, build
+from tests.fake_nvml import H100
+from tests.machines import MACHINES, SERVING
 from tests.specs import REPOSITORY
 from tests.standin import Standin
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the fake is compiled with cc")
-
 SPEC = REPOSITORY / "specs" / "llama3-70b-8xh100.yaml"
-USED = round(0.84 * H100.memory_mib * 1024**2)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fake library, compiled."""
-    return build(tmp_path_factory.mktemp("nvml"))
-
-
-@pytest.fixture
-def fake(library: Path, tmp_path: Path) -> FakeNvml:
-    return FakeNvml(library, tmp_path / "machine")
 
 
 @pytest.fixture(scope="module")
@@ -44,86 +29,37 @@ def standin() -> Iterator[Standin]:
         yield running
 
 
-def statuses(tmp_path: Path, environment: Mapping[str, str], *arguments: str) -> dict[str, str]:
-    """The status of every row of a run on a machine of this environment."""
-    report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "pytest", "-pno:cacheprovider", "-pno:hypothesispytest", "-q"]
+def statuses(folder: Path, fake: list[str], *arguments: str) -> dict[str, str]:
+    """The status of every row of a run, started by `python -m tests.fake_nvml`."""
+    report = folder / "report.json"
+    command = [sys.executable, "-m", "tests.fake_nvml", f"--folder={folder}", *fake, "--"]
+    command += [sys.executable, "-m", "pytest", "-pno:cacheprovider", "-pno:hypothesispytest", "-q"]
     command += [f"--deploy-report={report}", f"--deploy-spec={SPEC}", *arguments]
-    subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=60, check=False)
     (entry,) = json.loads(report.read_text())["specs"]
     return {row["check"]: row["status"] for row in entry["rows"]}
 
 
-@pytest.mark.parametrize(
-    ("profile", "count", "overrides", "wrong"),
-    [
-        (H100, 8, {}, {}),
-        (H100, 7, {}, {"devices_present": "FAIL"}),
-        (A100, 8, {}, {"devices_present": "FAIL"}),
-        (H100, 8, {"p2p.2.5.nvlink": "5"}, {"interconnect": "FAIL"}),
-        (H100, 8, {"gpu3.error.P2PStatus": "3"}, {"interconnect": "ERROR"}),
-        (
-            H100,
-            8,
-            {"gpu3.error.*": "15"},
-            {"devices_present": "FAIL", "interconnect": "ERROR"},
-        ),
-        (
-            H100,
-            8,
-            {"error.InitWithFlags": "18"},
-            {"devices_present": "ERROR", "interconnect": "ERROR"},
-        ),
-    ],
-    ids=["sound", "seven", "wrong model", "pair", "unsupported", "lost", "driver mismatch"],
-)
-def test_the_host_before_the_launch(
-    fake: FakeNvml,
-    tmp_path: Path,
-    profile: Profile,
-    count: int,
-    overrides: Mapping[str, str],
-    wrong: Mapping[str, str],
-) -> None:
-    """Each fault turns its own rows, and no other."""
-    fake.write(profile, overrides, count=count)
-    found = statuses(tmp_path, fake.env(), "-m", "host")
-    assert found == {"devices_present": "PASS", "interconnect": "PASS", **wrong}
+@pytest.mark.parametrize("machine", ["sound", "one lane down"])
+def test_the_host_before_the_launch(nvml_library: Path, tmp_path: Path, machine: str) -> None:
+    """A fault turns its own row, and no other."""
+    del nvml_library
+    found = statuses(tmp_path, ["--machine", machine], "-m", "host")
+    assert {"devices_present", "interconnect", "nvlink_lanes", "ecc"} <= set(found)
+    wrong = {check: status for check, status in found.items() if status != "PASS"}
+    assert wrong == MACHINES[machine].wrong
 
 
-def test_a_machine_without_a_driver(tmp_path: Path) -> None:
-    """No NVML is an ERROR, never a pass."""
-    found = statuses(tmp_path, {}, "-m", "host")
-    assert found == {"devices_present": "ERROR", "interconnect": "ERROR"}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "wrong"),
-    [
-        ({}, set()),
-        ({"gpu5.mem.used": str(round(USED * 1.08))}, {"memory_utilization", "memory_balance"}),
-        ({"gpu5.mem.used": str(round(USED * 0.9))}, {"memory_balance"}),
-        ({"gpu5.error.MemoryInfo": "3"}, {"memory_utilization", "memory_balance"}),
-    ],
-    ids=["sound", "one rank fuller", "one rank emptier", "unsupported"],
-)
-def test_memory_while_serving(
-    fake: FakeNvml,
-    standin: Standin,
-    tmp_path: Path,
-    overrides: Mapping[str, str],
-    wrong: set[str],
-) -> None:
-    """The memory rows read every GPU; what deviates on one of them turns these rows only."""
-    fake.write(H100, {"gpu.mem.used": str(USED), **overrides}, count=8)
-    attach = f"--deploy-url={standin.url}"
-    found = statuses(tmp_path, fake.env(), attach, "-m", "live", "-k", "memory or ranks or model")
-    assert {name for name, status in found.items() if status != "PASS"} == wrong
-    assert {"memory_utilization", "memory_balance", "ranks_up", "model_served"} <= set(found)
+def test_memory_while_serving(nvml_library: Path, standin: Standin, tmp_path: Path) -> None:
+    """The rows of a server that was attached to: one GPU that is fuller turns its own."""
+    del nvml_library
+    keys = {**SERVING, "gpu5.mem.used": round(0.88 * H100.memory_mib) << 20}
+    faults = ["--fault", *(f"{key}={value}" for key, value in keys.items())]
+    rows = "(memory or ranks or model) and not under_load"
+    found = statuses(tmp_path, faults, f"--deploy-url={standin.url}", "-m", "live", "-k", rows)
+    assert found == {
+        "model_served": "PASS",
+        "ranks_up": "PASS",
+        "memory_utilization": "FAIL",
+        "memory_balance": "FAIL",
+    }

@@ -1,5 +1,6 @@
 """Whether the devices that are declared are there, and every rank is up."""
 
+from pytest_llmdeploy.checks.conditions import on_gpus
 from pytest_llmdeploy.checks.decorator import check
 from pytest_llmdeploy.checks.expect import Expect
 from pytest_llmdeploy.evidence import Judgement, Status, judged
@@ -9,18 +10,16 @@ from pytest_llmdeploy.serving import Server
 from pytest_llmdeploy.spec import Spec
 
 
-def _is_gpu(spec: Spec) -> bool:
-    return spec.hardware.device.platform == "cuda"
-
-
 @check(
     "Devices present",
-    when=_is_gpu,
+    when=on_gpus,
     hint="check nvidia-smi -L, CUDA_VISIBLE_DEVICES and what the container was given",
 )
 def devices_present(host: Host, spec: Spec, expect: Expect) -> None:
-    """This machine has the GPUs that the spec declares for a node, of that kind."""
-    wanted, gpu = spec.hardware.devices_per_node, spec.hardware.device.gpu
+    """This machine has the GPUs that the spec declares for a node, of that kind; elsewhere, the
+    nodes have them all, or the pods those that they use.
+    """
+    wanted, gpu = _wanted(spec), spec.hardware.device.gpu
     kind = gpu.nvml_name if gpu else ""
     fitting = [device for device in host.devices if kind in ("", device.kind)]
     others = sorted({device.kind or "unreadable" for device in host.devices} - {kind})
@@ -49,6 +48,13 @@ def ranks_up(server: Server, plan: Plan, spec: Spec, expect: Expect) -> None:
             f"{len(devices)} of {plan.devices} ranks up",
         )
     )
+
+
+def _wanted(spec: Spec) -> int:
+    probes = spec.attach.probes if spec.attach else None
+    if probes is None:
+        return spec.hardware.devices_per_node
+    return spec.parallel.devices if probes.is_for_pods else spec.hardware.devices
 
 
 def _counted(devices: Devices, found: int, wanted: int, requirement: str, result: str) -> Judgement:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -88,6 +88,58 @@ class Readings:
             evidence={**self.as_evidence(), "missing": missing},
         )
 
+    def among(self, good: Sequence[int], words: Mapping[int, str], about: str = "") -> Judgement:
+        """Every entry is one of the codes `good`; `words` say what codes mean."""
+
+        def word(code: float) -> str:
+            return words.get(int(code), f"code {code:g}")
+
+        def fault(_name: str, code: float) -> str:
+            return "" if code in good else word(code)
+
+        requirement = _join(" or ".join(map(word, good)), about)
+        return self.sound(requirement, fault, _join(word(good[0]), about))
+
+    def reach(self, most: Readings, about: str = "") -> Judgement:
+        """Every entry is as much as the entry of that name in `most`, the most that it can be."""
+        limits = most._values
+
+        def fault(name: str, value: float) -> str:
+            return f"{value:g} of {show(limits[name], self.unit)}" if value < limits[name] else ""
+
+        shown = [show(value, self.unit) for value in sorted(set(limits.values()))]
+        requirement = _join(" or ".join(shown), about)
+        if unread := most._unread(requirement, None):
+            return unread
+        judgement = self.sound(requirement, fault, requirement, min)
+        readings = most.as_evidence()["readings"]
+        return replace(judgement, evidence={**judgement.evidence, "most": readings})
+
+    def sound(
+        self,
+        requirement: str,
+        fault: Callable[[str, float], str],
+        good: str,
+        worst_of: Callable[..., str] = max,
+    ) -> Judgement:
+        """No entry has a fault. `fault` says what is wrong with a name and its value, or nothing;
+        `good` is said when nothing is. The faulty entry of the largest value (`worst_of`) is named.
+        """
+        if unread := self._unread(requirement, None):
+            return unread
+        values = self._values
+        faults = {name: text for name, value in values.items() if (text := fault(name, value))}
+        worst = worst_of(faults or values, key=values.__getitem__)
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        return judged(
+            not faults,
+            requirement,
+            f"{worst}: {faults[worst]}{more}" if faults else good,
+            measured=values[worst],
+            unit=self.unit,
+            evidence={**self.as_evidence(), "worst": worst, "faults": faults},
+        )
+
     @property
     def unit(self) -> str:
         return next((entry.unit for entry in self.entries.values()), "")
@@ -133,7 +185,7 @@ class Readings:
             evidence={**self.as_evidence(), "worst": worst},
         )
 
-    def _unread(self, requirement: str, limit: float) -> Judgement | None:
+    def _unread(self, requirement: str, limit: float | None) -> Judgement | None:
         missing = {
             name: e.problem or "not a finite number"
             for name, e in self.entries.items()
@@ -141,7 +193,10 @@ class Readings:
         }
         if self.entries and not missing:
             return None
-        texts = [_join(text, _named(name)) for name, text in missing.items()]
+        alike: dict[str, list[str]] = {}
+        for name, text in missing.items():
+            alike.setdefault(text, []).append(name)
+        texts = [_join(text, _named(_several(names))) for text, names in alike.items()]
         return Judgement(
             status=Status.ERROR,
             requirement=requirement,
@@ -154,6 +209,10 @@ class Readings:
 
 def _named(name: str) -> str:
     return f"({name})" if name != _WHOLE else ""
+
+
+def _several(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _evidence(item: float | Evidence) -> Evidence:

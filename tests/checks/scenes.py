@@ -13,12 +13,18 @@ from pytest_llmdeploy.evidence import Evidence, Judgement
 from pytest_llmdeploy.load import Outcome, Sample, Traffic, WorkloadTraffic
 from pytest_llmdeploy.load.backlog import Service
 from pytest_llmdeploy.load.claims import Budget
+from pytest_llmdeploy.load.engines import Engines
 from pytest_llmdeploy.load.floor import Floor
 from pytest_llmdeploy.load.trial import at_rate
 from pytest_llmdeploy.load.validity import Lateness
 from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.probes import Device, Devices, Host
 from pytest_llmdeploy.probes.endpoint import Endpoint
+from pytest_llmdeploy.probes.fields import Field
+from pytest_llmdeploy.probes.host import Driver
+from pytest_llmdeploy.probes.recording import Recording
+from pytest_llmdeploy.probes.tenants import Tenant, Tenants
+from pytest_llmdeploy.probes.xids import Xids
 from pytest_llmdeploy.serving import Server, Stopped
 from pytest_llmdeploy.spec import Spec, Workload
 from tests.plan.deployments import made
@@ -35,6 +41,9 @@ REQUIRED: Mapping[str, Any] = {
         "kv_cache": {"concurrent_sequences": 128, "tokens_per_sequence": 8192},
         "balance": {"memory": "5%", "layers": "5%"},
         "interconnect": "nvlink",
+        "driver": ">=550",
+        "cuda": ">=12.4",
+        "persistence": True,
         "strategy": {"within": "10%"},
     },
 }
@@ -54,6 +63,33 @@ STEADY: Mapping[str, Any] = {
     },
 }
 
+# What is read of a sound H100 under load.
+SOUND: Mapping[Field, float] = {
+    Field.UTILIZATION: 0.97,
+    Field.TEMPERATURE: 61,
+    Field.POWER: 640,
+    Field.SM_CLOCK: 1755,
+    Field.CLOCKS_EVENT_REASONS: 4,
+    Field.ECC_UNCORRECTED: 0,
+    Field.ROWS_PENDING: 0,
+    Field.ROWS_FAILED: 0,
+    Field.RECOVERY_ACTION: 0,
+    Field.PCIE_GENERATION: 5,
+    Field.PCIE_MAX_GENERATION: 5,
+    Field.PCIE_WIDTH: 16,
+    Field.PCIE_MAX_WIDTH: 16,
+    Field.NUMA_NODE: 0,
+    Field.NVLINK_LANES: 18,
+    Field.NVLINK_LANES_UP: 18,
+    Field.FABRIC_STATE: 3,
+    Field.FABRIC_STATUS: 0,
+    Field.FABRIC_DEGRADED: 0,
+    Field.COMPUTE_MODE: 0,
+    Field.PERSISTENCE_MODE: 1,
+    Field.MIG_MODE: 0,
+}
+OURS = range(4000, 4008)
+
 SERVED = Service(share=1, low=0.99, high=1, completed=1, growth=0, uncertainty=0.01)
 
 
@@ -62,19 +98,56 @@ def gpus(
     kind: str = H100,
     stages: Sequence[int] | None = None,
     problem: str = "",
+    fields: Mapping[int, Mapping[Field, float | None]] | None = None,
+    tenants: Mapping[int, Tenants] | None = None,
 ) -> Devices:
-    """GPUs of 80 GiB with so many GiB in use; None for one that could not be read."""
+    """GPUs of 80 GiB with so many GiB in use; None for one that could not be read. `fields` and
+    `tenants` are what differs on some of them from a sound one.
+    """
 
     def read(gib: float | None) -> Evidence:
         fault = "" if gib is not None else "lost: GPU is lost"
         return Evidence(None if gib is None else gib * GIB, "B", "NVML", 1.0, fault)
 
+    def seen(index: int) -> Mapping[Field, Evidence]:
+        values = {**SOUND, **(fields or {}).get(index, {})}
+        unseen = "unsupported: NVML says not supported"
+        return {
+            name: Evidence(value, name.unit, "NVML", 1.0, "" if value is not None else unseen)
+            for name, value in values.items()
+        }
+
     stages = stages or [0] * len(used)
     devices = tuple(
-        Device(f"GPU {index}", f"GPU-{index}", kind, read(80), read(gib), read(0), stages[index])
+        Device(
+            f"GPU {index}",
+            f"GPU-{index}",
+            kind,
+            total=read(80),
+            used=read(gib),
+            reserved=read(0),
+            stage=stages[index],
+            fields=seen(index),
+            tenants=(tenants or {}).get(index, Tenants()),
+        )
         for index, gib in enumerate(used)
     )
     return Devices(devices, "NVML", problem)
+
+
+def serving(used: Sequence[float | None] = (64,) * 8, **differing: Any) -> Devices:
+    """GPUs that the server's own processes are on, each with all that is in use."""
+    own = {
+        index: Tenants((Tenant(OURS[index], round(gib * GIB)),))
+        for index, gib in enumerate(used)
+        if gib is not None
+    }
+    return gpus(used, **{**differing, "tenants": {**own, **differing.get("tenants", {})}})
+
+
+def idle(**differing: Any) -> Devices:
+    """GPUs that nobody uses: what the driver itself takes."""
+    return gpus((4 / 1024,) * 8, **differing)
 
 
 def nvlinks(missing: Sequence[str] = ()) -> Mapping[str, Evidence]:
@@ -101,8 +174,13 @@ class Scene:
 
     spec: Mapping[str, Any] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
-    devices: Devices = field(default_factory=gpus)
-    present: Devices = field(default_factory=gpus)
+    devices: Devices = field(default_factory=serving)
+    present: Devices = field(default_factory=idle)
+    under_load: Sequence[Devices] | None = None
+    returned: Devices = field(default_factory=idle)
+    driver: Driver = Driver("580.95.05", "13.0")
+    pids: frozenset[int] = frozenset({3999, *OURS})
+    xids: Xids = Xids(devices=[f"GPU {index}" for index in range(8)], seconds=90)
     nvlink: Mapping[str, Evidence] = field(default_factory=nvlinks)
     samples: Sequence[Sample] = (sample(),) * 200
     at_capacity: Sequence[Sample] = (sample(),) * 200
@@ -113,6 +191,7 @@ class Scene:
     service: Service | None = SERVED
     running_peak: float = 40
     preempted: float = 0
+    engines: Engines = field(default_factory=Engines)
     left: Sequence[str] = ()
 
     def declared(self) -> Spec:
@@ -128,10 +207,10 @@ class Scene:
         fixtures = {
             "spec": spec,
             "plan": plan(spec),
-            "host": Host(self.present, self.nvlink),
+            "host": Host(self.present, self.nvlink, self.driver),
             "server": self._server(spec),
             "traffic": self._traffic(spec),
-            "stopped": Stopped(self.left, 1.5),
+            "stopped": Stopped(self.left, 1.5, self.returned),
             "required": requirement.value,
             "expect": expect,
             **requirement.placeholders,
@@ -147,6 +226,7 @@ class Scene:
             "model": {"id": MODEL, "max_model_len": 8192},
             "version": "0.32.0",
             "fingerprint": "vllm-0.32.0-tp8-0a1b2c3d",
+            "pid": 3999,
             "cache": {
                 "kv_cache_size_tokens": str(160 * 8192),
                 "block_size": "16",
@@ -160,6 +240,8 @@ class Scene:
             time_to_first_token=Evidence(200.0, "ms", "client", 1.0),
             read_devices=lambda: self.devices,
             read_death=lambda: "",
+            read_pids=lambda: self.pids,
+            read_xids=lambda: self.xids,
             **{**good, **self.server},
         )
 
@@ -173,7 +255,8 @@ class Scene:
                 # All are due after the time in which nothing is decided.
                 own = replace(own, at_capacity=replace(tried, start=-10.0))
             served[workload.name] = own
-        return Traffic(served)
+        looks = self.under_load if self.under_load is not None else [self.devices] * 3
+        return Traffic(served, Recording(looks, origin=1.0), self.engines)
 
     def _served(
         self, workload: Workload, budget: Budget, samples: Sequence[Sample]

@@ -18,7 +18,11 @@ from pytest_llmdeploy.load.validity import Lateness
 from pytest_llmdeploy.spec.model import Require
 from pytest_llmdeploy.spec.workload import WorkloadRequire
 from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
+from tests.checks.sharing import COPIES, EVEN, QWEN, SIX, STARVED, engines
+from tests.checks.test_devices import DEVICES
+from tests.test_elsewhere import ELSEWHERE
 
+AGREES = {"require": {"plan_agrees": "5%"}}
 TP3 = Scene(spec={"parallel": {"tensor": 3}})
 SMALL_CACHE = {"kv_cache_size_tokens": str(127 * 8192 + 8176), "block_size": "16"}
 PP2 = {"tensor": 4, "pipeline": 2}
@@ -75,6 +79,14 @@ CASES: dict[str, tuple[Scene, str, Scene, str]] = {
     "memory_headroom": (
         Scene(), "16 GiB (GPU 0)", Scene(devices=gpus((64,) * 7 + (70,))), "10 GiB (GPU 7)",
     ),
+    "plan_agrees": (
+        Scene(spec=AGREES, devices=gpus((67,) * 8)), "67 GiB, planned 6",
+        Scene(spec=AGREES, devices=gpus((67,) * 7 + (78,))), "78 GiB, planned 6",
+    ),
+    "plan_agrees_under_load": (
+        Scene(spec=AGREES, devices=gpus((67,) * 8)), "67 GiB, planned 6",
+        Scene(spec=AGREES, under_load=[gpus((67,) * 8), gpus((78,) * 8)]), "78 GiB, planned 6",
+    ),
     "planned_kv_capacity": (
         Scene(), "× 8,192",
         Scene(spec={"serve": {"kv_cache_memory_bytes": "2GiB"}}), "6 × 8,192",
@@ -88,6 +100,18 @@ CASES: dict[str, tuple[Scene, str, Scene, str]] = {
     ),
     "memory_balance": (
         Scene(), "0 % (GPU 0)", Scene(devices=gpus((64,) * 7 + (32,))), "46.67 % (GPU 7)",
+    ),
+    "experts_balance": (
+        QWEN, "0 % (rank 0 has 32;",
+        replace(QWEN, spec={**QWEN.spec, **SIX}), "3.125 % (rank 0 has 22;",
+    ),
+    "request_balance": (
+        Scene(spec=COPIES, engines=engines(EVEN)), "450, 450 requests",
+        Scene(spec=COPIES, engines=engines(STARVED)), "900, 0 requests",
+    ),
+    "token_balance": (
+        Scene(spec=COPIES, engines=engines(EVEN)), "7,200, 7,200 tokens",
+        Scene(spec=COPIES, engines=engines(STARVED)), "14,400, 0 tokens",
     ),
     "interconnect": (
         Scene(), "28 of 28",
@@ -150,7 +174,7 @@ def test_fails(name: str) -> None:
 
 def test_every_check_is_tried() -> None:
     """No built-in check is without a scene in which it passes and one in which it fails."""
-    assert {check.name for check in Registry()} == set(CASES)
+    assert {check.name for check in Registry()} == {*CASES, *DEVICES, *ELSEWHERE}
 
 
 # Check, the scene, what it says: not enough, or not to be had. Never green.

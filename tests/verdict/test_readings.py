@@ -18,6 +18,9 @@ JUDGES: dict[str, Judge] = {
     "equals": lambda readings: readings.equals(1),
     "within": lambda readings: readings.within(1e9),
     "hold": lambda readings: readings.hold("pairs"),
+    "among": lambda readings: readings.among([0, 1], {}),
+    "reach": lambda readings: readings.reach(Readings.of(dict.fromkeys(readings.entries, 0))),
+    "sound": lambda readings: readings.sound("no fault", lambda _name, _value: "", "none"),
 }
 every_judge = pytest.mark.parametrize("judge", JUDGES.values(), ids=JUDGES.keys())
 
@@ -129,6 +132,43 @@ class TestHold:
         """Every entry is 1."""
         judgement = devices(ab=1, ac=1).hold("pairs")
         assert (judgement.status, judgement.result) == (Status.PASS, "2 of 2")
+
+
+class TestWords:
+    """Codes, the most that something can be, and faults in words."""
+
+    def test_a_code_is_a_word(self) -> None:
+        """A code that is not known is said as it is."""
+        words = {0: "default", 3: "exclusive"}
+        judgement = devices(a=0, b=3, c=9).among([0], words, "on each")
+        assert judgement.status is Status.FAIL
+        assert (judgement.requirement, judgement.result) == (
+            "default on each",
+            "c: code 9, and 1 more",
+        )
+        assert judgement.evidence["faults"] == {"b": "exclusive", "c": "code 9"}
+
+    @settings(deadline=None, max_examples=50)
+    @given(st.lists(st.tuples(st.integers(0, 16), st.integers(0, 16)), min_size=1))
+    def test_reaches_if_and_only_if_every_entry_does(self, pairs: list[tuple[int, int]]) -> None:
+        """The lowest of those that fall short is named."""
+        reached = Readings.of({str(n): value for n, (value, _) in enumerate(pairs)})
+        judgement = reached.reach(Readings.of({str(n): most for n, (_, most) in enumerate(pairs)}))
+        short = [value for value, most in pairs if value < most]
+        assert judgement.status.is_green == (not short)
+        assert not short or judgement.measured == min(short)
+
+    def test_what_cannot_be_known_of_the_most(self) -> None:
+        """Without the most that it can be, nothing is reached."""
+        lost = Evidence(None, "lanes", "nvml", problem="unsupported: no such field")
+        judgement = devices(a=16).reach(Readings.of({"a": lost}))
+        assert judgement.status is Status.ERROR
+
+    def test_the_same_reason_is_said_once(self) -> None:
+        """Eight devices that say the same are one reason."""
+        lost = Evidence(None, "", "nvml", problem="unsupported: here")
+        judgement = Readings.of(dict.fromkeys("abc", lost) | {"d": 1}).at_most(1)
+        assert judgement.result == "unsupported: here (a and 2 more)"
 
 
 class TestUnread:
