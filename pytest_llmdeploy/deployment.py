@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.load import Traffic
 from pytest_llmdeploy.plan import Plan, plan
-from pytest_llmdeploy.probes import Host, read_host
+from pytest_llmdeploy.probes import Devices, Host, read_host, read_used_gpus
+from pytest_llmdeploy.probes.host import is_loopback
+from pytest_llmdeploy.probes.occupancy import returned
 from pytest_llmdeploy.serving import Server, ServerFailedError, Stopped
 from pytest_llmdeploy.spec import Spec
 
 if TYPE_CHECKING:
     from pytest_llmdeploy.load.runner import Target
+    from pytest_llmdeploy.probes.watch import XidWatch
     from pytest_llmdeploy.serving.process import ServerProcess
+
+# So long a driver may take to give back what a process held.
+_RETURN_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 
 
 class RefusedError(Exception):
@@ -35,6 +44,8 @@ class Deployment:
     _server: Server | None = field(default=None, init=False)
     _failure: ServerFailedError | None = field(default=None, init=False)
     _server_json: dict[str, Any] | None = field(default=None, init=False)
+    _at_rest: Devices | None = field(default=None, init=False)
+    _watch: XidWatch | None = field(default=None, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -78,8 +89,14 @@ class Deployment:
     def traffic(self) -> Traffic:
         """What came back of all workloads of the spec."""
         from pytest_llmdeploy.load.runner import run_workloads  # noqa: PLC0415 - if live
+        from pytest_llmdeploy.probes.sampler import Sampler  # noqa: PLC0415 - if live
 
-        result = run_workloads(self.spec, self.target())
+        target, server = self.target(), self.server
+        if not self.spec.workloads:
+            return Traffic({})
+        with Sampler(server.read_changing or server.read_devices) as sampler:
+            result = run_workloads(self.spec, target)
+        result = replace(result, devices=sampler.recording)
         self.seconds["traffic"] = result.seconds
         return result
 
@@ -94,13 +111,14 @@ class Deployment:
         server, shape = self.server, self.plan.shape
         return Target(
             endpoint=server.endpoint,
+            replicas=server.replicas,
             model=str(server.model.get("id")),
             death=server.read_death if server.pid else None,
             progress=lambda text: self.progress(f"traffic  {text}"),
             **({"vocab": shape.vocab} if shape else {}),
         )
 
-    @property
+    @cached_property
     def stopped(self) -> Stopped:
         """The end: a launched server is stopped, and what is left of it is looked for.
 
@@ -110,24 +128,54 @@ class Deployment:
         _ = self.server
         if self._process is None:
             raise RefusedError("this run did not launch the server, and does not stop it")
-        return self._process.stop()
+        stopped = self._process.stop()
+        return replace(stopped, devices=self._returned()) if self._is_on_gpus else stopped
 
     def close(self) -> None:
         """Stops what was launched; harmless when nothing was, or when it is stopped already."""
         if self._process is not None:
             self._process.stop()
+        if self._watch is not None:
+            self._watch.close()
 
     def to_json(self) -> dict[str, Any]:
-        """The parts `plan`, `server` and `traffic` of the report."""
+        """The parts `plan`, `server`, `traffic` and `devices` of the report."""
         return {
             "plan": self.plan.to_json(),
             "server": self._server_json,
-            "traffic": self.__dict__["traffic"].to_json() if "traffic" in self.__dict__ else None,
+            "traffic": self._seen("traffic", Traffic.to_json),
+            "devices": self._devices_json(),
         }
+
+    def _devices_json(self) -> dict[str, Any] | None:
+        """What was seen of the devices before the launch, at rest, under load and after the stop;
+        None when nobody looked.
+        """
+        parts = {
+            "before": self._seen("host", lambda host: host.devices.to_json()) or None,
+            "at_rest": self._at_rest.to_json() if self._at_rest else None,
+            "under_load": self._seen("traffic", lambda traffic: traffic.devices.to_json()),
+            "after": self._seen("stopped", lambda stopped: stopped.devices.to_json()) or None,
+        }
+        return parts if any(parts.values()) else None
+
+    def _seen(self, name: str, write: Callable[[Any], Any]) -> Any:
+        """A part of the pipeline as the report has it, if it was made."""
+        return write(self.__dict__[name]) if name in self.__dict__ else None
+
+    @property
+    def _is_on_gpus(self) -> bool:
+        """Whether the devices are GPUs of this machine."""
+        is_here = self.url is None or is_loopback(self.url)
+        if self.spec.attach and self.spec.attach.probes:
+            is_here = False
+        return is_here and self.spec.hardware.device.platform == "cuda"
 
     def _start(self) -> Server:
         from pytest_llmdeploy.serving.start import attach, launch  # noqa: PLC0415 - if live
 
+        if self._is_on_gpus:
+            self._prepare()
         try:
             if self.url is not None:
                 server = attach(self.spec, self.url, self.progress)
@@ -136,7 +184,25 @@ class Deployment:
         except ServerFailedError as failure:
             self._failure = failure
             raise
+        if self._watch is not None:
+            server = replace(server, read_xids=self._watch.read)
         self.seconds["server start"] = server.stages.get("first completion", 0.0)
         # Later, the server may not be there to be asked.
-        self._server_json = server.to_json()
+        self._server_json, self._at_rest = server.to_json(), server.devices
         return server
+
+    def _prepare(self) -> None:
+        """What can only be had before the launch: the baseline, and the first XIDs."""
+        from pytest_llmdeploy.probes.watch import XidWatch  # noqa: PLC0415 - only for GPUs
+
+        self._watch = XidWatch(self.host.devices.first(self.spec.parallel.devices))
+
+    def _returned(self) -> Devices:
+        """The devices once what the server held is back, or it took too long."""
+        deadline = time.monotonic() + _RETURN_SECONDS
+        while True:
+            devices = read_used_gpus(self.spec)
+            found = returned(self.host.devices, devices, self.spec.parallel.devices)
+            if found.status is not Status.FAIL or time.monotonic() > deadline:
+                return devices
+            time.sleep(_LOOK_SECONDS)

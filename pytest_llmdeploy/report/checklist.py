@@ -13,7 +13,8 @@ from pytest_llmdeploy.evidence import Row, Status, Verdict
 class Checklist:
     """`not_run` are the node ids of items without a row, `left_out` those that a plan-only run
     leaves out by design; `broken` says why a file is not a valid spec; `facts` are the parts plan,
-    server and traffic of the report; `repairs` say what would mend a plan that does not pass.
+    server, traffic and devices of the report; `repairs` say what would mend a plan that does not
+    pass.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Checklist:
             "plan": self.facts.get("plan"),
             "server": self.facts.get("server"),
             "traffic": self.facts.get("traffic"),
+            "devices": self.facts.get("devices"),
             "repairs": list(self.repairs),
             "rows": [row.to_json() for row in self.rows],
             "not_run": [*self.not_run, *self.left_out],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest_llmdeploy
 from pytest_llmdeploy.report.checklist import Checklist
 
 SCHEMA_VERSION = 1
+# A list of numbers, over several lines. In a string a line break is written otherwise.
+_NUMBERS = re.compile(r"\[\s*\n\s*((?:(?:-?\d[\d.eE+-]*|null),?\s*\n\s*)+)\]")
 
 
 def report(checklists: Sequence[Checklist]) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def write_report(path: Path, checklists: Sequence[Checklist]) -> None:
         OSError: when it can't be written.
     """
     text = json.dumps(report(checklists), indent=2, ensure_ascii=False, allow_nan=False)
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(text + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmdeploy.evidence import Evidence
 from pytest_llmdeploy.probes import Devices
+from pytest_llmdeploy.probes.xids import Xids
 from pytest_llmdeploy.spec import Spec
 
 if TYPE_CHECKING:
@@ -24,10 +25,18 @@ class ServerFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """What a server left behind when it was stopped."""
+    """What a server left behind when it was stopped: its processes, and what is in use of the
+    devices once no more comes back.
+    """
 
     processes: Sequence[str]
     seconds: float
+    devices: Devices = field(default_factory=lambda: Devices((), "the devices after the stop"))
+
+
+def unwatched() -> Xids:
+    """Of devices that nobody watches."""
+    return Xids(problem="unsupported: nobody watches for XIDs here")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,10 @@ class Server:
 
     `model` is its entry of /v1/models, `cache` the labels of `vllm:cache_config_info` of its first
     engine (empty when it does not report them), `stages` the seconds of each stage of its start,
-    `read_devices` and `read_death` look anew each time.
+    `replicas` the endpoints of every replica behind `endpoint` (none: it is the only one).
+    `read_devices`, `read_death`, `read_pids` (its processes, where they can be seen from here) and
+    `read_xids` look anew each time; so does `read_changing`, at what changes of the devices from
+    one second to the next, where that is less than all.
     """
 
     spec: Spec
@@ -49,6 +61,10 @@ class Server:
     time_to_first_token: Evidence
     read_devices: Callable[[], Devices] = field(repr=False)
     read_death: Callable[[], str] = field(repr=False)
+    read_pids: Callable[[], frozenset[int]] = field(default=frozenset, repr=False)
+    read_xids: Callable[[], Xids] = field(default=unwatched, repr=False)
+    read_changing: Callable[[], Devices] | None = field(default=None, repr=False)
+    replicas: Sequence[Endpoint] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
     pid: int | None = None
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ import psutil
 import pytest
 
 from pytest_llmdeploy.probes import workers
+from pytest_llmdeploy.probes.fields import Field
 from pytest_llmdeploy.spec import Spec
+from tests.serving.processes import eventually
 
 GIB = 1024**3
 Tree = dict[str, list[str]]
@@ -164,13 +167,66 @@ def test_a_dead_worker_is_not_a_device() -> None:
 
 
 def test_a_worker_that_vanishes_while_it_is_read() -> None:
-    """Its memory is no number."""
+    """Nothing of it is a number, whether its parent has taken notice or not."""
     gone = subprocess.Popen(["sleep", "60"])
     process = psutil.Process(gone.pid)
+    usage = workers._Usage(process)
     gone.kill()
+    os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
+    lost = "lost: the worker is gone"
+    assert workers._private_bytes(process).problem == lost
     gone.wait()
-    device = workers._device(spec(), 0, process, 1)
-    assert (device.used.value, device.used.problem) == (None, "lost: the worker is gone")
+    for reading in (workers._private_bytes(process), usage.read()):
+        assert (reading.value, reading.problem) == (None, lost)
+
+
+def test_private_memory_is_what_its_mappings_add_up_to() -> None:
+    """What the kernel counts is near the sum over all mappings, for a process with 64 MiB."""
+    script = "import sys; kept = bytearray(b'x' * 2**26); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        process = psutil.Process(running.pid)
+        found = workers._private_bytes(process).value
+        assert found is not None
+        assert found > 2**26
+        assert abs(found - process.memory_full_info().uss) < 4 * 1024**2
+        running.kill()
+
+
+def test_utilization_is_counted_from_look_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of the cores that a worker may use, at first from its start; of two looks at once,
+    the second goes back as far as the first.
+    """
+    clock, used = [100.0], [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(workers, "_cpu_seconds", lambda _process: used[0])
+    monkeypatch.setattr(workers, "_cores", lambda _process: 2)
+    started = psutil.Process()
+    monkeypatch.setattr(started, "create_time", lambda: time.time() - 20.0)
+    usage = workers._Usage(started)
+    found = []
+    for seconds, busy in ((0.0, 8.0), (1.0, 0.5), (1.0, 2.0), (0.01, 0.0), (1.0, 0.0)):
+        clock[0] += seconds
+        used[0] += busy
+        found.append(usage.read().value)
+    assert found == pytest.approx([0.2, 0.25, 1.0, 2.0 / 1.01 / 2, 0.0], abs=1e-3)
+
+
+def test_the_workers_are_not_searched_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as all are there; each look has the same ones, with what they use."""
+    with server(ENGINE_OF_TWO) as root:
+        found = workers.Workers(spec(tensor=2), root.pid)
+        first = found.read()
+        monkeypatch.setattr(found, "_search", list)
+        second = found.read()
+        assert [d.identity for d in first] == [d.identity for d in second]
+        shares = [evidence.value for evidence in second.read(Field.UTILIZATION).values()]
+        assert shares == pytest.approx([0, 0], abs=0.1)
+        psutil.Process(int(first[0].identity)).kill()
+        eventually(lambda: not found.read())
 
 
 def test_no_server_process() -> None:

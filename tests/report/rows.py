@@ -33,7 +33,7 @@ def checklist(*statuses: Status, **changes: Any) -> Checklist:
 
 
 def full_checklist() -> Checklist:
-    """A checklist with a plan, a server and traffic."""
+    """A checklist with a plan, traffic and devices."""
     latencies = {"n": 10, "p50": 1.0, "p90": 2.0, "p99": None, "max": None}
     traffic = {
         "offered_rate": 8.0,
@@ -46,5 +46,14 @@ def full_checklist() -> Checklist:
         "preemptions": 0,
         **dict.fromkeys(("ttft", "tpot", "e2el", "stall"), latencies),
     }
-    facts = {"plan": plan(made()).to_json(), "server": None, "traffic": {"steady": traffic}}
+    device = {"name": "GPU 0", "identity": "GPU-0", "kind": "NVIDIA H100 80GB HBM3"}
+    seen = [{**device, "total_bytes": 8e10, "used_bytes": None, "fields": {"power": 640.0}}]
+    series = {"GPU 0": {"used_bytes": [6.4e10, None], "power": [640.0, 641.0]}}
+    under_load = {"origin": 1.8e9, "times": [0.0, 1.0], "series": series}
+    facts = {
+        "plan": plan(made()).to_json(),
+        "server": None,
+        "traffic": {"steady": traffic},
+        "devices": {"before": seen, "at_rest": seen, "under_load": under_load, "after": None},
+    }
     return checklist(*Status, facts=facts, not_run=["a.yaml::kv_capacity"])
