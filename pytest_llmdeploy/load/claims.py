@@ -32,7 +32,9 @@ class Budget:
     @classmethod
     def of(cls, spec: Spec) -> Self:
         """What the spec's confidence leaves."""
+        balance = spec.require.balance
         claims = sum(_claims(workload) for workload in spec.workloads)
+        claims += sum(limit is not None for limit in (balance.requests, balance.tokens))
         return cls(round(1 - spec.confidence, 9), beta_for(spec.confidence, claims))
 
 

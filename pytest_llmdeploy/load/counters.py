@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from pytest_llmdeploy.load.engines import COUNTED, engine_name
 from pytest_llmdeploy.probes.endpoint import Endpoint, EndpointError
-from pytest_llmdeploy.probes.metrics import quick_totals
+from pytest_llmdeploy.probes.metrics import quick_samples
 
 RUNNING = "vllm:num_requests_running"
 PREEMPTIONS = "vllm:num_preemptions_total"
@@ -22,27 +23,51 @@ _HISTOGRAMS = (TTFT, QUEUE, PREFILL)
 _READ = (
     *(RUNNING, PREEMPTIONS, PREFIX_QUERIES, PREFIX_HITS, PROMPT_TOKENS, STARTED),
     *(f"{name}_{part}" for name in _HISTOGRAMS for part in ("sum", "count")),
+    *COUNTED.values(),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The totals of what a server reports, over its engines; what it does not report is absent.
+    """The totals of what a server reports, over its replicas and engines; what it does not report
+    is absent. `engines` is what each of them was dealt, by counter and by name.
 
     `at` is the wall-clock time of the reading.
     """
 
     totals: Mapping[str, float]
     at: float
+    engines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, endpoint: Endpoint) -> Counters | None:
-        """What /metrics says now; None where it says nothing that can be understood."""
-        try:
-            page = endpoint.metrics_page()
-            return cls(quick_totals(page, _READ), time.time())
-        except (EndpointError, ValueError):
-            return None
+    def of(cls, pages: Sequence[bytes | None]) -> Counters | None:
+        """What the /metrics of every replica says; None where one says nothing that can be
+        understood.
+        """
+        totals: dict[str, float] = {}
+        engines: dict[str, dict[str, float]] = {}
+        for number, page in enumerate(pages):
+            if page is None:
+                return None
+            replica = number if len(pages) > 1 else None
+            try:
+                for name, label, value in quick_samples(page, _READ):
+                    totals[name] = totals.get(name, 0.0) + value
+                    if name in COUNTED.values():
+                        counted = engines.setdefault(name, {})
+                        engine = engine_name(label, replica)
+                        counted[engine] = counted.get(engine, 0.0) + value
+            except ValueError:
+                return None
+        return cls(totals, time.time(), engines)
+
+
+def metrics_page(endpoint: Endpoint) -> bytes | None:
+    """What /metrics says now; None where it does not answer."""
+    try:
+        return endpoint.metrics_page()
+    except EndpointError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

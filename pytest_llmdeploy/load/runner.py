@@ -15,8 +15,9 @@ from pytest_llmdeploy.load.backlog import Service, service
 from pytest_llmdeploy.load.breakdown import Breakdown
 from pytest_llmdeploy.load.claims import Budget
 from pytest_llmdeploy.load.client import STALL_SECONDS
-from pytest_llmdeploy.load.counters import PREEMPTIONS, RUNNING, Counted, Counters
+from pytest_llmdeploy.load.counters import PREEMPTIONS, RUNNING, Counted, Counters, metrics_page
 from pytest_llmdeploy.load.crew import Crew, WorkerDiedError, size
+from pytest_llmdeploy.load.engines import Dealing
 from pytest_llmdeploy.load.floor import Floor, measure_floor
 from pytest_llmdeploy.load.jobs import Job
 from pytest_llmdeploy.load.preparation import PreparationError, prepared
@@ -48,12 +49,14 @@ _WARMUP_NUMBER = 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The server under load. `death` says why it can serve no more, and is empty while it can; None
-    where that can't be known.
+    """The server under load. `replicas` are all that serve behind `endpoint` (none: it alone);
+    `death` says why it can serve no more, and is empty while it can; None where that can't be
+    known.
     """
 
     endpoint: Endpoint
     model: str
+    replicas: Sequence[Endpoint] = ()
     vocab: int = _DEFAULT_VOCAB
     death: Callable[[], str] | None = None
     progress: Callable[[str], None] = lambda _text: None
@@ -61,7 +64,9 @@ class Target:
 
 def run_workloads(spec: Spec, target: Target) -> Traffic:
     """The traffic of all workloads of `spec`, one after the other."""
-    return asyncio.run(_run_workloads(spec.workloads, Budget.of(spec), target))
+    budget, replicas = Budget.of(spec), max(1, len(target.replicas))
+    dealing = Dealing(spec.require.balance, spec.parallel.data, replicas, budget)
+    return asyncio.run(_run_workloads(spec.workloads, budget, target, dealing))
 
 
 def run_trial(workload: Workload, budget: Budget, target: Target) -> WorkloadTraffic:
@@ -69,19 +74,21 @@ def run_trial(workload: Workload, budget: Budget, target: Target) -> WorkloadTra
     return asyncio.run(_run_trial(workload, budget, target))
 
 
-async def _run_workloads(workloads: Sequence[Workload], budget: Budget, target: Target) -> Traffic:
+async def _run_workloads(
+    workloads: Sequence[Workload], budget: Budget, target: Target, dealing: Dealing
+) -> Traffic:
     served: dict[str, WorkloadTraffic] = {}
     trials = {w.name: at_rate(w, c) for w in workloads if (c := w.require.capacity) is not None}
     everything = [*workloads, *trials.values()]
     async with Crew.of(max(map(size, everything), default=0)) as crew:
         floor = await measure_floor(crew, everything) if workloads else None
         for workload in workloads:
-            traffic = await _run_workload(workload, budget, target, crew, floor)
+            traffic = await _run_workload(workload, budget, target, crew, floor, dealing=dealing)
             if (trial := trials.get(workload.name)) and not traffic.interrupted:
                 tried = await _run_workload(trial, budget, target, crew, floor, until_failure=True)
                 traffic = replace(traffic, at_capacity=tried)
             served[workload.name] = traffic
-    return Traffic(served)
+    return Traffic(served, engines=dealing.engines) if served else Traffic(served)
 
 
 async def _run_trial(workload: Workload, budget: Budget, target: Target) -> WorkloadTraffic:
@@ -98,6 +105,7 @@ async def _run_workload(
     floor: Floor | None,
     *,
     until_failure: bool = False,
+    dealing: Dealing | None = None,
 ) -> WorkloadTraffic:
     tokenizer = ServerTokenizer(target.endpoint, target.model)
     try:
@@ -107,7 +115,9 @@ async def _run_workload(
     job = _job(workload, target)
     problem = await _warm_up(crew, job)
     before = await _read(target)
-    run = _Run(workload, budget, target, crew, floor, job, before, problem, until_failure)
+    if dealing:
+        dealing.begin(before)
+    run = _Run(workload, budget, target, crew, floor, job, before, problem, until_failure, dealing)
     return await run.run()
 
 
@@ -138,7 +148,9 @@ async def _give_up_after(seconds: float, crew: Crew, listener: asyncio.Task[None
 
 
 async def _read(target: Target) -> Counters | None:
-    return await asyncio.to_thread(Counters.read, target.endpoint)
+    endpoints = target.replicas or [target.endpoint]
+    reads = (asyncio.to_thread(metrics_page, endpoint) for endpoint in endpoints)
+    return Counters.of(await asyncio.gather(*reads))
 
 
 def _job(workload: Workload, target: Target) -> Job:
@@ -166,6 +178,7 @@ class _Run:
     before: Counters | None
     problem: str
     until_failure: bool = False
+    dealing: Dealing | None = None
     ended: list[tuple[int, Sample]] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
@@ -182,7 +195,11 @@ class _Run:
         self.origin, self.began_at = time.perf_counter() + _LEAD_SECONDS, time.time()
         self.schedule = [self.origin + offset for offset in arrivals(self.workload)]
         self.rule = StoppingRule(
-            self.workload, self.budget, self._start, until_failure=self.until_failure
+            self.workload,
+            self.budget,
+            self._start,
+            until_failure=self.until_failure,
+            dealing=self.dealing,
         )
 
     async def run(self) -> WorkloadTraffic:
@@ -201,7 +218,7 @@ class _Run:
         # All may have been decided by the very failures of a server that was dying.
         if self.interrupted or self.failures_in_a_row:
             self.interrupted = await self._last_words() or self.interrupted
-        self.latest = await _read(self.target) or self.latest
+        self._take(await _read(self.target))
         return self._traffic()
 
     @property
@@ -244,6 +261,8 @@ class _Run:
         if self.failures_in_a_row >= _HOPELESS and not self.stop.is_set():
             self._interrupt(f"{_HOPELESS} requests in a row failed: {sample.detail}")
         self.ended.append((number, sample))
+        if self.dealing:
+            self.dealing.answered(sample)
         self.rule.finished(number, sample)
 
     def _interrupt(self, reason: str) -> None:
@@ -278,6 +297,8 @@ class _Run:
         if read is None:
             return
         self.latest = read
+        if self.dealing:
+            self.dealing.take(read)
         if (running := read.totals.get(RUNNING)) is not None:
             self.rule.running_peak = max(self.rule.running_peak, running)
             self.peak = Evidence(self.rule.running_peak, "sequences", RUNNING, read.at)

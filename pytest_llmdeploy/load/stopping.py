@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from pytest_llmdeploy.load.claims import Budget, claims
+from pytest_llmdeploy.load.engines import Dealing
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Workload
 from pytest_llmdeploy.verdict import Decision
@@ -22,13 +23,21 @@ class StoppingRule:
     A request counts only after all before it: counting them as they finish would count the fast
     ones first. What was due before `start` does not count; nothing is decided on what was due
     before `least` alone. Both are seconds on the monotonic clock. With `until_failure`, the first
-    requirement that fails ends it: then the others need not be decided.
+    requirement that fails ends it: then the others need not be decided. `dealing` is what the
+    engines are dealt, when that is to be decided too.
     """
 
     def __init__(
-        self, workload: Workload, budget: Budget, start: float, *, until_failure: bool = False
+        self,
+        workload: Workload,
+        budget: Budget,
+        start: float,
+        *,
+        until_failure: bool = False,
+        dealing: Dealing | None = None,
     ) -> None:
         self._until_failure = until_failure
+        self._dealing = dealing
         self._workload = workload
         self._start = start
         self._least = start + workload.min_duration.seconds
@@ -82,6 +91,8 @@ class StoppingRule:
             yield "keeps up", self.keeps_up
         if wanted := require.concurrent_sequences:
             yield "concurrency", True if self.running_peak >= wanted else None
+        if self._dealing:
+            yield from self._dealing.answers()
         if require.errors is not None or require.preemptions is not None or not self._claims:
             places = self._workload.concurrency
             rounds = _ROUNDS * places if places else _LEAST_CENSUS

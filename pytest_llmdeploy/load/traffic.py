@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmdeploy.evidence import Evidence, Judgement, Status, judged
 from pytest_llmdeploy.load.backlog import KEEPS_UP, Service
 from pytest_llmdeploy.load.claims import METRICS, Budget, badness, rule, settled
+from pytest_llmdeploy.load.engines import Engines
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.load.validity import Lateness
+from pytest_llmdeploy.probes.recording import Recording
 from pytest_llmdeploy.spec import Workload
 from pytest_llmdeploy.spec.workload import GoodputRequire
 from pytest_llmdeploy.units import Percentile, show
-from pytest_llmdeploy.verdict import Observation, Quantile, Readings, Rule, Share
+from pytest_llmdeploy.verdict import Observation, Quantile, Readings, Rule, Share, Shares
 
 if TYPE_CHECKING:
     # What measures is not loaded by a plan.
@@ -255,9 +257,13 @@ class WorkloadTraffic:
 
 @dataclass(frozen=True)
 class Traffic(Mapping[str, WorkloadTraffic]):
-    """All traffic of a run, by the name of the workload."""
+    """All traffic of a run, by the name of the workload, and what devices and engines showed
+    meanwhile.
+    """
 
     workloads: Mapping[str, WorkloadTraffic]
+    devices: Recording = Recording()
+    engines: Engines = field(default_factory=Engines)
 
     def __getitem__(self, workload: str | Workload) -> WorkloadTraffic:
         return self.workloads[workload if isinstance(workload, str) else workload.name]
@@ -271,6 +277,12 @@ class Traffic(Mapping[str, WorkloadTraffic]):
     @cached_property
     def seconds(self) -> float:
         return math.fsum(traffic.seconds for traffic in self.workloads.values())
+
+    def shares(self, of: str) -> Shares:
+        """The shares that the engines had in the "requests", or "tokens"."""
+        broken = (one.interrupted for one in self.workloads.values() if one.interrupted)
+        engines = self.engines
+        return replace(engines, problem=engines.problem or next(broken, "")).shares(of)
 
     def to_json(self) -> dict[str, Any]:
         return {name: traffic.to_json() for name, traffic in self.workloads.items()}

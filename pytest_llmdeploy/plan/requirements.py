@@ -14,8 +14,9 @@ from pytest_llmdeploy.plan.memory import kv_cache_bytes
 from pytest_llmdeploy.plan.model import Plan
 from pytest_llmdeploy.plan.search import declared
 from pytest_llmdeploy.spec import Spec, Workload
+from pytest_llmdeploy.spec.model import BalanceRequire
 from pytest_llmdeploy.units import Bytes, Duration, Fraction, Rate, show
-from pytest_llmdeploy.verdict import Readings, Rule
+from pytest_llmdeploy.verdict import BalanceRule, Readings, Rule, Spread
 
 _SOURCE = "calculated from the spec"
 _PREDICTED = "predicted by the plan's latency model"
@@ -35,8 +36,7 @@ def judgements(spec: Spec, plan: Plan) -> Mapping[str, Judgement]:
         found["kv_cache"] = kv_capacity(
             plan, spec, cache.concurrent_sequences, cache.tokens_per_sequence
         )
-    if required.balance.layers is not None:
-        found["balance.layers"] = layer_balance(plan, required.balance.layers)
+    found.update(_balances(plan, required.balance))
     for workload in spec.workloads:
         if workload.rate is not None:
             found[f"workloads.{workload.name}.rate"] = decidable(spec, workload)
@@ -45,6 +45,13 @@ def judgements(spec: Spec, plan: Plan) -> Mapping[str, Judgement]:
                 key = f"workloads.{workload.name}.require.{metric}"
                 found[key] = within_reach(plan, workload, metric, Duration(limit))
     return found
+
+
+def _balances(plan: Plan, required: BalanceRequire) -> Iterator[tuple[str, Judgement]]:
+    if required.layers is not None:
+        yield "balance.layers", layer_balance(plan, required.layers)
+    if required.experts is not None:
+        yield "balance.experts", experts_balance(plan, required.experts)
 
 
 def feasible(plan: Plan) -> Judgement:
@@ -137,8 +144,40 @@ def layer_balance(plan: Plan, required: Fraction) -> Judgement:
     return _planned(plan, counts).within(required)
 
 
+def experts_balance(plan: Plan, required: Fraction) -> Judgement:
+    """The rank with most routed experts has little more than the mean of its peers."""
+    requirement = f"≤ {show(required, 'fraction')} over the mean of the ranks"
+    held = {str(rank): rank.experts for rank in plan.ranks if rank.experts is not None}
+    if plan.unknown or plan.violations or plan.shape is None:
+        return _error(requirement, _why_unknown(plan))
+    if not held:
+        why = "each rank has a part of every one" if plan.shape.experts else "the model is dense"
+        evidence = {"source": _SOURCE, "experts": {}}
+        return judged(True, requirement, f"no experts are dealt: {why}", evidence=evidence)
+    spread, most = Spread(list(held.values())), max(held, key=held.__getitem__)
+    return judged(
+        spread.excess <= required,
+        requirement,
+        f"{show(spread.excess, 'fraction')} ({most} has {held[most]}; {spread})",
+        measured=spread.excess,
+        bound=spread.excess,
+        limit=required,
+        unit="fraction",
+        margin=(required - spread.excess) / required if required else None,
+        evidence={"source": _SOURCE, "experts": held, "busiest": most, **spread.to_json()},
+    )
+
+
 def decidable(spec: Spec, workload: Workload) -> Judgement:
-    """The open-loop workload sends enough requests to pass its percentiles."""
+    """The open-loop workload sends enough requests to pass its percentiles, and with all others
+    enough to pass a balance of engines that share them evenly.
+    """
+    found = _decides_percentiles(spec, workload)
+    short = _short_of_balance(spec) if found.status is Status.PASS else None
+    return short or found
+
+
+def _decides_percentiles(spec: Spec, workload: Workload) -> Judgement:
     rate = workload.rate or Rate(0)
     window = workload.max_duration.seconds - workload.warmup.seconds
     offered = max(0, int(rate * window))
@@ -166,6 +205,38 @@ def decidable(spec: Spec, workload: Workload) -> Judgement:
         margin=(offered - needed) / needed,
         evidence={"source": _SOURCE, "shortest": shortest},
         hint=f"at {workload.rate} set max_duration to {shortest} or more",
+    )
+
+
+def _short_of_balance(spec: Spec) -> Judgement | None:
+    """What is missing to decide the balance of engines; None where that is nothing, or not known
+    for there is a closed loop.
+    """
+    balance = spec.require.balance
+    limits = {"requests": balance.requests, "tokens": balance.tokens}
+    found = {of: limit for of, limit in limits.items() if limit is not None}
+    engines = spec.parallel.data * max(1, len(spec.attach.engines) if spec.attach else 1)
+    if not found or any(workload.rate is None for workload in spec.workloads):
+        return None
+    hardest = min(found, key=found.__getitem__)
+    if found[hardest] >= engines - 1:
+        return None
+    alpha = round(1 - spec.confidence, 9)
+    needed = BalanceRule(engines, found[hardest], alpha, alpha).requests_to_pass()
+    offered = sum(int((w.rate or 0) * w.max_duration.seconds) for w in spec.workloads)
+    if offered >= needed:
+        return None
+    return judged(
+        False,
+        f"≥ {needed:,} requests for balance.{hardest}",
+        f"{offered:,} of all workloads",
+        measured=offered,
+        bound=offered,
+        limit=needed,
+        unit="requests",
+        margin=(offered - needed) / needed,
+        evidence={"source": _SOURCE},
+        hint="raise max_duration or the rate of a workload",
     )
 
 

@@ -1,5 +1,6 @@
 """From evidence to a judgement: exact comparisons, and statistics where there are samples."""
 
+from pytest_llmdeploy.verdict.balance import BalanceDecision, BalanceRule, Shares, Spread
 from pytest_llmdeploy.verdict.decision import Decision
 from pytest_llmdeploy.verdict.observation import Observation
 from pytest_llmdeploy.verdict.quantile import Quantile
@@ -9,6 +10,8 @@ from pytest_llmdeploy.verdict.sequential import SequentialTest
 from pytest_llmdeploy.verdict.share import Share
 
 __all__ = [
+    "BalanceDecision",
+    "BalanceRule",
     "Decision",
     "Observation",
     "Quantile",
@@ -16,5 +19,7 @@ __all__ = [
     "Rule",
     "SequentialTest",
     "Share",
+    "Shares",
+    "Spread",
     "beta_for",
 ]

@@ -21,7 +21,7 @@ _PASS_SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 _PASS_WEIGHTS = (0.2, *(0.1,) * 8)
 _FAIL_SHARES = (1.125, 1.25, 1.5, 2, 3, 4, 8, 16, 32)
 
-_Atom = tuple[float, float, float]
+Atom = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -55,30 +55,30 @@ class SequentialTest:
         return self.log_evidence_against(requests, violations) >= -math.log(self.beta)
 
     def log_evidence_for(self, requests: float, violations: float) -> float:
-        return _log_mixture(self._pass_atoms, requests, violations)
+        return log_mixture(self._pass_atoms, requests, violations)
 
     def log_evidence_against(self, requests: float, violations: float) -> float:
-        return _log_mixture(self._fail_atoms, requests, violations)
+        return log_mixture(self._fail_atoms, requests, violations)
 
     @cached_property
-    def _pass_atoms(self) -> Sequence[_Atom]:
+    def _pass_atoms(self) -> Sequence[Atom]:
         if self.indifference:
             good, bad = self.indifference
-            return [_atom(1, good, bad)]
+            return [atom(1, good, bad)]
         return [
-            _atom(weight, share * self.allowed, self.allowed)
+            atom(weight, share * self.allowed, self.allowed)
             for weight, share in zip(_PASS_WEIGHTS, _PASS_SHARES, strict=True)
         ]
 
     @cached_property
-    def _fail_atoms(self) -> Sequence[_Atom]:
+    def _fail_atoms(self) -> Sequence[Atom]:
         if self.indifference:
             good, bad = self.indifference
-            return [_atom(1, bad, good)]
+            return [atom(1, bad, good)]
         q0 = self.allowed
         # Halfway from q0 to 1 is always there; a large q0 leaves few multiples under 1.
         points = {q0 * share for share in _FAIL_SHARES if q0 * share < 1} | {(1 + q0) / 2}
-        return [_atom(1 / len(points), point, q0) for point in sorted(points)]
+        return [atom(1 / len(points), point, q0) for point in sorted(points)]
 
 
 def first(low: int, high: int, holds: Callable[[int], bool]) -> int:
@@ -92,13 +92,13 @@ def first(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def _atom(weight: float, q: float, q0: float) -> _Atom:
+def atom(weight: float, q: float, q0: float) -> Atom:
     """The log weight, and the log likelihood ratios of a violation and of a good request."""
     per_violation = math.log(q / q0) if q > 0 else -math.inf
     return math.log(weight), per_violation, math.log1p(-q) - math.log1p(-q0)
 
 
-def _log_mixture(atoms: Sequence[_Atom], requests: float, violations: float) -> float:
+def log_mixture(atoms: Sequence[Atom], requests: float, violations: float) -> float:
     terms = [
         log_weight + (violations * bad if violations else 0.0) + (requests - violations) * good
         for log_weight, bad, good in atoms

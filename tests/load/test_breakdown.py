@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_llmdeploy.load.breakdown import Breakdown
-from pytest_llmdeploy.load.counters import PREFILL, QUEUE, TTFT, Counted, Counters
+from pytest_llmdeploy.load.counters import PREFILL, QUEUE, TTFT, Counted, Counters, metrics_page
 from pytest_llmdeploy.load.samples import Outcome, Sample
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from tests.standin import Standin
@@ -52,9 +52,9 @@ def test_a_server_that_says_nothing() -> None:
 
 def test_counters_are_read_from_a_server(standin: Standin) -> None:
     """What it reports is there, what it does not is absent, and no server is None."""
-    read = Counters.read(Endpoint(standin.url))
+    read = Counters.of([metrics_page(Endpoint(standin.url))])
     assert read is not None
     assert f"{TTFT}_count" in read.totals
     assert Counted(read, read).mean(PREFILL) is None
     assert Counted(read, read).restart == ""
-    assert Counters.read(Endpoint("http://127.0.0.1:9")) is None
+    assert Counters.of([metrics_page(Endpoint("http://127.0.0.1:9"))]) is None
