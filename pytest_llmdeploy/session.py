@@ -89,7 +89,8 @@ class Session:
         if path not in self._deployments:
             spec = self.items(path).spec
             log = self.log_folder / f"{spec.name}.log"
-            self._deployments[path] = Deployment(spec, log, self.options.url, self.progress)
+            url = spec.attach.url if spec.attach else None
+            self._deployments[path] = Deployment(spec, log, url, self.progress)
         return self._deployments[path]
 
     def add_row(self, path: Path, row: Row) -> None:
@@ -137,14 +138,14 @@ class Session:
         )
 
     def _load(self, path: Path) -> SpecItems:
-        spec = load_spec(path)
+        spec = load_spec(path).attached_to(self.options.url)
         modules = [self._import(spec, index) for index in range(len(spec.checks))]
         try:
             registry = self.registry.extended(modules)
         except DuplicateCheckError as error:
             raise SpecError([spec.problem(("checks",), str(error))]) from None
         # A server that somebody else started is not ours to stop, nor to judge for how it ends.
-        applying = [check for check in registry if not (check.launched and self.options.url)]
+        applying = [check for check in registry if not (check.launched and spec.attach)]
         return SpecItems(spec, requirements(spec, applying), modules)
 
     def _import(self, spec: Spec, index: int) -> ModuleType:

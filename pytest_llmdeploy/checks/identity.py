@@ -66,7 +66,10 @@ def _declared(spec: Spec, plan: Plan) -> dict[str, str]:
 
 
 def _shown(server: Server) -> dict[str, str]:
-    facts, sizes = server.cache, server.parallel_facts()
+    facts, sizes = server.cache, dict(server.parallel_facts())
+    if sizes.get("dp") == 1 and len(server.replicas) == server.spec.parallel.data:
+        # Copies that know nothing of each other.
+        sizes["dp"] = len(server.replicas)
     shown = {name: str(size) for name, size in sizes.items()}
     if server.max_model_len is not None:
         shown["max_model_len"] = str(server.max_model_len)

@@ -6,18 +6,23 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 
 from pytest_llmdeploy.checks import (
+    agreement,
     balance,
     capacity,
+    driver,
     feasibility,
+    health,
     identity,
     interconnect,
     kv_cache,
     latency,
     memory,
     ranks,
+    replicas,
     service,
     shutdown,
     strategy,
+    tenancy,
 )
 from pytest_llmdeploy.checks.decorator import Check, check_of
 
@@ -25,11 +30,16 @@ from pytest_llmdeploy.checks.decorator import Check, check_of
 _BUILT_IN = (
     feasibility,
     ranks,
+    driver,
     memory,
+    agreement,
+    tenancy,
     kv_cache,
     balance,
     interconnect,
+    health,
     identity,
+    replicas,
     latency,
     service,
     capacity,

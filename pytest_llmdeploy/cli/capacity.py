@@ -47,7 +47,8 @@ class _Question:
 def run(arguments: argparse.Namespace) -> int:
     question = _question(arguments)
     line = _StatusLine()
-    alone = question.spec.model_copy(update={"workloads": (question.workload,)})
+    spec = question.spec.attached_to(arguments.url)
+    alone = spec.model_copy(update={"workloads": (question.workload,)})
     # The log is where a launched server writes: this one was started by somebody else.
     attached = Deployment(alone, Path("/dev/null"), arguments.url, line.show)
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import requests
+from urllib3.exceptions import ReadTimeoutError
 
 from pytest_llmdeploy.probes.host import is_loopback
 from pytest_llmdeploy.probes.metrics import Metrics
@@ -24,12 +25,21 @@ class EndpointError(Exception):
     """The server did not answer as a vLLM does; the text says what it did."""
 
 
+class EndpointTimeoutError(EndpointError):
+    """The server did not answer in time."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    """A vLLM server by its base URL (without /v1)."""
+    """A vLLM server by its base URL (without /v1). `host` is its name where `url` has its address;
+    `metrics_path` is for who says its metrics elsewhere, `seconds` for who must answer sooner.
+    """
 
     url: str
     api_key: str | None = field(default=None, repr=False)
+    host: str = ""
+    metrics_path: str = "/metrics"
+    seconds: float | None = None
 
     @property
     def is_loopback(self) -> bool:
@@ -37,7 +47,8 @@ class Endpoint:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return {**key, "Host": self.host} if self.host else key
 
     def is_healthy(self) -> bool:
         """Whether /health answers 200; a vLLM that does may still be unable to serve."""
@@ -60,14 +71,22 @@ class Endpoint:
 
     def metrics_page(self) -> bytes:
         """What /metrics says, as it says it."""
-        return self._ok("/metrics")
+        return self._ok(self.metrics_path)
 
     def metrics(self) -> Metrics:
-        text = self.metrics_page().decode("utf-8", "replace")
+        return self.metrics_on(self.metrics_page())
+
+    def metrics_on(self, page: bytes) -> Metrics:
+        """What a page of its metrics says."""
+        text = page.decode("utf-8", "replace")
+        # A figure that is cut off may still be one.
+        if text and not text.endswith("\n"):
+            msg = f"{self.url}{self.metrics_path} is cut off"
+            raise EndpointError(msg)
         try:
             return Metrics.parse(text, time.time())
         except ValueError as error:
-            msg = f"{self.url}/metrics is not in Prometheus' text format: {error}"
+            msg = f"{self.url}{self.metrics_path} is not in Prometheus' text format: {error}"
             raise EndpointError(msg) from None
 
     def complete(self, model: str, prompt: list[int], tokens: int, timeout: float) -> Completion:
@@ -121,18 +140,20 @@ class Endpoint:
 
     def _get(self, path: str) -> tuple[int, bytes]:
         """Status and body."""
+        seconds = self.seconds or _ANSWER_SECONDS
         try:
             with self._session() as session:
                 response = session.get(
                     self.url + path,
                     stream=True,
-                    timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
+                    timeout=(min(_CONNECT_SECONDS, seconds), seconds),
                     allow_redirects=False,
                 )
-                return response.status_code, b"".join(_parts(response, _ANSWER_SECONDS))
+                return response.status_code, b"".join(_parts(response, seconds))
         except requests.RequestException as error:
             msg = f"{self.url}{path} does not answer: {_reason(error)}"
-            raise EndpointError(msg) from None
+            kind = EndpointTimeoutError if _is_timeout(error) else EndpointError
+            raise kind(msg) from None
 
     def _session(self) -> requests.Session:
         session = requests.Session()
@@ -196,8 +217,14 @@ def _parts(response: requests.Response, seconds: float, most: int = _MOST_BYTES)
             raise EndpointError(msg)
         if time.monotonic() > deadline:
             msg = f"{response.url} does not come to an end within {seconds:g} s"
-            raise EndpointError(msg)
+            raise EndpointTimeoutError(msg)
         yield part
+
+
+def _is_timeout(error: requests.RequestException) -> bool:
+    # While the body comes, requests calls it an error of the connection.
+    inner = error.args[0] if error.args else None
+    return isinstance(error, requests.Timeout) or isinstance(inner, ReadTimeoutError)
 
 
 def _reason(error: BaseException) -> str:

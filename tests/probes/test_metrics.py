@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmdeploy.probes.metrics import Metrics, quick_totals
+from pytest_llmdeploy.probes.metrics import Metrics, quick_samples
 from tests.standin import Standin
 
 NAMES = ("vllm:num_requests_running", "vllm:num_preemptions_total", "vllm:num_requests_waiting")
 FINITE = st.floats(min_value=0, max_value=1e12)
 LABEL = st.text(st.characters(codec="utf-8", exclude_characters='\\"\n\r'), max_size=8)
+
+
+def quickly(page: bytes, name: str) -> dict[str, float]:
+    """The sum per engine, of the quick reading."""
+    engines: dict[str, float] = {}
+    for _, engine, value in quick_samples(page, [name]):
+        engines[engine] = engines.get(engine, 0.0) + value
+    return engines
 
 
 def test_by_engine() -> None:
@@ -28,18 +36,18 @@ def test_by_engine() -> None:
     assert metrics.total("vllm:num_preemptions_total") == 3
     assert len(metrics.labels("vllm:cache_config_info")) == 2
     for name in NAMES:
-        assert quick_totals(text, [name]).get(name) == metrics.total(name)
+        assert quickly(text, name) == metrics.by_engine(name)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), LABEL, FINITE)))
 def test_the_quick_reading_agrees_with_the_whole(samples: list[tuple[str, str, float]]) -> None:
-    """Whatever the labels, the quick sum is the parsed one; what is not there is None in both."""
+    """Whatever the labels, the quick sum per engine is the parsed one."""
     lines = [f'{name}{{engine="{label}"}} {value}' for name, label, value in samples]
     text = "\n".join([*lines, 'vllm:num_requests_running_by_reason{reason="x"} 7', ""])
     metrics = Metrics.parse(text, 0.0)
     for name in NAMES:
-        assert quick_totals(text.encode(), [name]).get(name) == metrics.total(name)
+        assert quickly(text.encode(), name) == metrics.by_engine(name)
 
 
 @settings(deadline=None)
@@ -54,4 +62,4 @@ def test_garbage_is_a_value_error(text: str) -> None:
 def test_a_sample_without_a_number(line: bytes) -> None:
     """Half a line is no figure."""
     with pytest.raises(ValueError, match="could not convert"):
-        quick_totals(line, ["m"])
+        quickly(line, "m")
