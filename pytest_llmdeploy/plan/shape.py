@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from pytest_llmdeploy.plan.families.rotary import default_length, positions_of, 
 from pytest_llmdeploy.plan.quantization import Packing, Quantization
 from pytest_llmdeploy.plan.tensors import Attention, Layer, Tensor, padded
 from pytest_llmdeploy.spec import Spec, nearest
+from pytest_llmdeploy.spec.bounded import read_bounded
 
 __all__ = [
     "DTYPE_BYTES",
@@ -32,6 +34,8 @@ __all__ = [
     "shape_of",
 ]
 
+# A config.json has some kilobytes.
+_MOST_BYTES = 16 * 1024**2
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -223,17 +227,19 @@ def _config(spec: Spec) -> Mapping[str, Any]:
 
 def _cached(spec: Spec) -> Path | None:
     """The newest config.json of the model in the local Hugging Face cache."""
-    import os  # noqa: PLC0415 - only the cache needs the environment
-
     home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
     folder = Path(home) / "hub" / f"models--{spec.model.id.replace('/', '--')}" / "snapshots"
-    found = folder.glob(f"{spec.model.revision or '*'}/config.json")
+    if not os.path.isdir(folder):  # noqa: PTH112 - as below
+        return None
+    wanted = spec.model.revision
+    found = (path for path in folder.glob("*/config.json") if wanted in {None, path.parent.name})
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _read(path: Path, what: str) -> Mapping[str, Any]:
     """A config.json; modelopt may write what it did into a file beside it."""
-    file = path / "config.json" if path.is_dir() else path
+    # Unlike a Path it answers for any text, even one that can't be a name.
+    file = path / "config.json" if os.path.isdir(path) else path  # noqa: PTH112
     config = _mapping(file, what)
     beside = file.with_name("hf_quant_config.json")
     if "quantization_config" not in config and beside.is_file():
@@ -243,11 +249,11 @@ def _read(path: Path, what: str) -> Mapping[str, Any]:
 
 def _mapping(file: Path, what: str) -> Mapping[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_bounded(file, _MOST_BYTES))
     except OSError as error:
         msg = f"{what} cannot be read: {error.strerror}"
         raise ShapeUnknownError(msg) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         msg = f"{what} is not JSON"
         raise ShapeUnknownError(msg) from None
     if not isinstance(config, dict):

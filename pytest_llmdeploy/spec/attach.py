@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ class Probes(Record):
     @field_validator("dcgm")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        return _http(url)
+        return checked_url(url)
 
     @field_validator("namespace", "pod")
     @classmethod
@@ -51,21 +52,37 @@ class Attach(Record):
     """The server to attach to, instead of launching one.
 
     `engines` are the URLs of its replicas, or one name that resolves to the addresses of all
-    ("http://vllm-headless:8000"); without them what `url` answers is all there is.
+    ("http://vllm-headless:8000"); without them what `url` answers is all there is. Another machine
+    is put under load only with `load`; a run sends no more than `max_requests`, and has no more
+    than `max_concurrency` of them in flight.
     """
 
     url: str
     engines: tuple[str, ...] = Field(default=(), strict=False)
     probes: Probes | None = None
+    load: bool = False
+    max_requests: int = Field(default=10_000, ge=1)
+    max_concurrency: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
     def _has_urls(self) -> Self:
         for key, url in [(("url",), self.url), *_numbered("engines", self.engines)]:
             try:
-                _http(url)
+                checked_url(url)
             except ValueError as error:
                 raise FaultError(key, str(error)) from None
         return self
+
+    @classmethod
+    def instead(cls, declared: Attach | None, url: str) -> Attach:
+        """The server at `url` instead of the declared one. Whoever tells of that says nothing of
+        this one, but no more load is allowed; no field is set by the spec.
+        """
+        endless = {"max_requests": sys.maxsize, "max_concurrency": sys.maxsize}
+        kept = (
+            {name: getattr(declared, name) for name in ("load", *endless)} if declared else endless
+        )
+        return cls.model_construct(set(), url=url, **kept)
 
 
 def _numbered(key: str, urls: tuple[str, ...]) -> list[tuple[tuple[str | int, ...], str]]:
@@ -78,14 +95,19 @@ def _fits(name: str, wanted: str | None) -> bool:
     return name.startswith(wanted[:-1]) if wanted.endswith("*") else name == wanted
 
 
-def _http(url: str) -> str:
+def checked_url(url: str) -> str:
+    """`url`, which is one.
+
+    Raises:
+        ValueError: when it is none, or holds a secret.
+    """
     try:
         parts = urlsplit(url)
         good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
     if "@" in url:
-        msg = "a secret is not written into a spec: VLLM_API_KEY of the environment is sent"
+        msg = "a secret is not written into a URL: VLLM_API_KEY of the environment is sent"
         raise ValueError(msg)
     if not good:
         msg = f"found {url!r}: write a URL (http://host:port)"

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from pytest_llmdeploy.spec.bounded import read_bounded
+
 MAX_BYTES = 32 * 1024**2
 MAX_PROMPTS = 100_000
 _MOST_SHOWN = 3
@@ -129,8 +131,7 @@ def read_dataset(path: Path) -> Dataset:
         DatasetError: with file and line of the first few faults.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_bounded(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DatasetError(f"{path}: cannot be read: {reason}") from None

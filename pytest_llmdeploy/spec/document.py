@@ -14,10 +14,12 @@ from typing import Any
 
 import yaml
 
+from pytest_llmdeploy.spec.bounded import read_bounded
 from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
+MAX_VALUES = 20_000
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -67,6 +69,8 @@ class _Reader:
 
     def value(self, event: Any, key: KeyPath, depth: int = 0) -> Any:
         self.lines.setdefault(key, _line(event))
+        if len(self.lines) > MAX_VALUES:
+            raise self.error(event, (), f"holds more than {MAX_VALUES:,} values")
         if depth > MAX_DEPTH:
             raise self.error(event, (), _TOO_DEEP)
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
@@ -78,6 +82,9 @@ class _Reader:
                 return self.mapping(key, depth)
             case yaml.SequenceStartEvent():
                 return self.sequence(key, depth)
+        if "\0" in event.value:
+            # No file, variable or argument can hold it.
+            raise self.error(event, key, "holds a NUL character")
         return _scalar(event)
 
     def sequence(self, key: KeyPath, depth: int) -> list[Any]:
@@ -89,7 +96,7 @@ class _Reader:
     def mapping(self, key: KeyPath, depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent):
+            if not isinstance(event, yaml.ScalarEvent) or "\0" in event.value:
                 raise self.error(event, key, "a key must be a word")
             path = (*key, event.value)
             if event.value in result:
@@ -127,8 +134,7 @@ def read_document(path: Path) -> Document:
         SpecError: when the file can't be read, is not YAML, or uses what specs may not.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise SpecError([Problem(path, 1, "", f"cannot be read: {error.strerror}")]) from None
     if len(raw) > MAX_BYTES:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KeyPath = tuple[str | int, ...]
+# Of each end.
+_SHOWN = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,15 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        where = f"{self.path}:{self.line}"
-        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+        parts = (f"{self.path}:{self.line}", self.key, self.message)
+        return ": ".join(_short(part) for part in parts if part)
+
+
+def _short(text: str) -> str:
+    """As much as a person reads: what is found in a file may be as long as that."""
+    if len(text) <= 2 * _SHOWN:
+        return text
+    return f"{text[:_SHOWN]} … {text[-_SHOWN:]}"
 
 
 class FaultError(ValueError):

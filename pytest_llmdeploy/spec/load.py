@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 
+from pytest_llmdeploy.secrets import redact
 from pytest_llmdeploy.spec.document import Document, read_document
 from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, SpecError, nearest
 from pytest_llmdeploy.spec.model import Source, Spec
@@ -25,6 +26,8 @@ _WHAT_IS_ALLOWED = {
     "tuple_type": "write a list",
 }
 _MOST_SHOWN = 20
+# What is found here may be a secret that somebody wrote in the wrong form.
+_UNSHOWN = {("serve", "env"), ("serve", "extra_args"), ("attach", "url")}
 
 
 def load_spec(path: Path) -> Spec:
@@ -38,6 +41,7 @@ def load_spec(path: Path) -> Spec:
         raise SpecError([document.problem((), "a spec is a mapping that begins with `version: 1`")])
     try:
         given = {"name": path.stem, **document.data}
+        given["name"] = path.stem if given["name"] == "" else given["name"]
         spec = Spec.model_validate(given, context={"folder": path.parent})
     except ValidationError as error:
         raise SpecError(list(_problems(document, error))) from None
@@ -62,13 +66,13 @@ def _problems(document: Document, error: ValidationError) -> Iterator[Problem]:
             key = tuple(part for part in key if part != "[key]")
         found = fault.get("ctx", {}).get("error")
         within = found.key if isinstance(found, FaultError) else ()
-        yield document.problem((*key, *within), _message(key, fault))
+        yield document.problem((*key, *within), redact(_message(key, fault)))
     if (more := len(faults) - _MOST_SHOWN) > 0:
         yield document.problem((), f"and {more:,} more")
 
 
 def _message(key: KeyPath, fault: Mapping[str, Any]) -> str:
-    kind, found = fault["type"], fault["input"]
+    kind, found = fault["type"], repr(fault["input"])
     if kind == "extra_forbidden":
         return f"unknown key: {nearest(str(key[-1]), _known_keys(key[:-1]))}"
     if kind == "missing":
@@ -77,8 +81,9 @@ def _message(key: KeyPath, fault: Mapping[str, Any]) -> str:
         return str(fault["ctx"]["error"])
     if kind == "literal_error":
         expected = fault["ctx"]["expected"]
-        return f"found {found!r}: write {'true' if expected == 'True' else expected}"
-    return f"found {found!r}: {_WHAT_IS_ALLOWED.get(kind, fault['msg'])}"
+        return f"found {found}: write {'true' if expected == 'True' else expected}"
+    told = _WHAT_IS_ALLOWED.get(kind, fault["msg"])
+    return told if key[:2] in _UNSHOWN else f"found {found}: {told}"
 
 
 def _known_keys(key: KeyPath) -> list[str]:

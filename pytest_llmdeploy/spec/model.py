@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +14,17 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from pytest_llmdeploy.facts import Gpu, gpus, vllm_flags
+from pytest_llmdeploy.secrets import is_secret
 from pytest_llmdeploy.spec.attach import Attach
 from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, dotted, nearest
 from pytest_llmdeploy.spec.record import Record
 from pytest_llmdeploy.spec.workload import Workload
 from pytest_llmdeploy.units import Bytes, Duration, Fraction
 
+_LONGEST_RANGE = 200
+_LONGEST_NAME = 100
+# A plan has a record for each.
+_MOST_DEVICES = 16_384
 EnvironmentName = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -24,7 +32,7 @@ def _must_be_range(key: str, text: str, example: str) -> None:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415
 
     try:
-        SpecifierSet(text)
+        SpecifierSet(text if len(text) <= _LONGEST_RANGE else "?")
     except InvalidSpecifier:
         msg = f'found {text!r}: write a version range, for instance "{example}"'
         raise FaultError((key,), msg) from None
@@ -120,6 +128,13 @@ class Parallel(Record):
     decode_context: int = Field(default=1, ge=1)
     layers: tuple[int, ...] | None = Field(default=None, strict=False)
 
+    @model_validator(mode="after")
+    def _can_be_laid_out(self) -> Self:
+        if self.devices > _MOST_DEVICES:
+            msg = f"{self} takes {self.devices:,} devices: write at most {_MOST_DEVICES:,}"
+            raise ValueError(msg)
+        return self
+
     @property
     def world_size(self) -> int:
         """Ranks of one data-parallel copy."""
@@ -159,7 +174,8 @@ class EnvironmentValue(Record):
             return {"text": str(raw)}
         if isinstance(raw, Mapping):
             return raw
-        msg = f"{raw!r} is not a text: put it in quotes, or write {{from_env: NAME}}"
+        # Not what was found: it may be a secret.
+        msg = "not a text: put it in quotes, or write {from_env: NAME}"
         raise ValueError(msg)
 
     @model_validator(mode="after")
@@ -187,9 +203,8 @@ _ELSEWHERE = {
     "api_key": "secrets come from the environment: serve.env: {VLLM_API_KEY: {from_env: …}}",
     "hf_token": "secrets come from the environment: serve.env: {HF_TOKEN: {from_env: …}}",
 }
-
-# Not TOKENIZERS_PARALLELISM, nor a number of TOKENS.
-_SECRET = re.compile(r"KEY|TOKEN(?!IZ|S)|SECRET|PASSWORD|CREDENTIAL")
+# What a reader of the spec must not overlook.
+_KEY_ONLY = {"trust_remote_code": "say it as serve.trust_remote_code: true"}
 
 
 class Serve(Record):
@@ -210,6 +225,7 @@ class Serve(Record):
     enable_chunked_prefill: bool | None = None
     enforce_eager: bool | None = None
     async_scheduling: bool | None = None
+    trust_remote_code: bool = False
     disable_hybrid_kv_cache_manager: bool | None = None
     served_model_name: str | None = None
     extra_args: tuple[str, ...] = Field(default=(), strict=False)
@@ -233,7 +249,7 @@ class Serve(Record):
         for name, value in self.env.items():
             if not EnvironmentName.fullmatch(name):
                 raise FaultError(("env", name), "not a name for an environment variable")
-            if value.text is not None and _SECRET.search(name.upper()):
+            if value.text is not None and is_secret(name):
                 msg = f"a secret is not written into a spec: write {{from_env: {name}}}"
                 raise FaultError(("env", name), msg)
         return self
@@ -246,11 +262,10 @@ class Serve(Record):
             option = argument.partition("=")[0]
             if not option.startswith("-"):
                 continue
-            name = aliases.get(option, option.removeprefix("--").replace("-", "_"))
-            name = name if name in vllm_flags() else name.removeprefix("no_")
-            if name in _ELSEWHERE:
+            name = aliases.get(option) or _meant(option)
+            if place := _ELSEWHERE.get(name) or _KEY_ONLY.get(name):
                 # Not the argument: it may be a secret.
-                message = f"{option!r} has its own place: {_ELSEWHERE[name]}"
+                message = f"{option!r} has its own place: {place}"
                 raise FaultError(("extra_args", index), message)
             if name in given:
                 message = f"{option!r} is given twice: it is also {given[name]}"
@@ -258,6 +273,20 @@ class Serve(Record):
             if name in vllm_flags() and vllm_flags()[name].kind != "repeated":
                 given[name] = f"serve.extra_args[{index}]"
         return self
+
+
+def _meant(option: str) -> str:
+    """The flag that vLLM's parser takes a long option for: a beginning of a name is enough, where
+    no other one begins so.
+    """
+    name = option.removeprefix("--").replace("-", "_")
+    for word in (name, name.removeprefix("no_")):
+        if word in vllm_flags():
+            return word
+        begun = [flag for flag in vllm_flags() if option.startswith("--") and flag.startswith(word)]
+        if len(begun) == 1:
+            return begun[0]
+    return name
 
 
 def _is_one_of(name: str, value: Any) -> None:
@@ -327,6 +356,7 @@ class Require(Record):
     cuda: str | None = None
     persistence: Literal[True] | None = None
     plan_agrees: Fraction | None = None
+    dry_run: Literal[True] | None = None
     strategy: StrategyRequire | None = None
 
     @model_validator(mode="after")
@@ -363,7 +393,7 @@ class Spec(Record):
     parallel: Parallel = Parallel()
     serve: Serve = Serve()
     attach: Attach | None = None
-    workloads: tuple[Workload, ...] = Field(default=(), strict=False)
+    workloads: tuple[Workload, ...] = Field(default=(), strict=False, max_length=1000)
     require: Require = Require()
     waive: Mapping[str, str] = Field(default_factory=dict)
     confidence: Fraction = Fraction(0.95)
@@ -373,13 +403,17 @@ class Spec(Record):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        if not self.name.isprintable() or "/" in self.name or len(self.name) > _LONGEST_NAME:
+            msg = f"write one line of up to {_LONGEST_NAME} characters, without a slash"
+            raise FaultError(("name",), msg)
         names = [workload.name for workload in self.workloads]
-        if twice := {name for name in names if names.count(name) > 1}:
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise FaultError(("workloads",), f"the name {min(twice)!r} is given twice")
         if not _LEAST_CONFIDENCE <= self.confidence <= _MOST_CONFIDENCE:
             msg = f"found {self.confidence}: write from 50 % to 99.99 %"
             raise FaultError(("confidence",), msg)
         self._must_have_engines()
+        self._must_keep_to_the_cap()
         for key, reason in self.waive.items():
             if not reason.strip():
                 raise FaultError(("waive", key), "say why")
@@ -391,10 +425,16 @@ class Spec(Record):
         """
         if url is None:
             return self
-        # No field is set by the spec.
-        attach = Attach.model_construct(set(), url=url)
-        found: Spec = self.model_copy(update={"attach": attach})
+        found: Spec = self.model_copy(update={"attach": Attach.instead(self.attach, url)})
         return found
+
+    def _must_keep_to_the_cap(self) -> None:
+        """Refuses a workload that sends more at once than the server is to get."""
+        most = self.attach.max_concurrency if self.attach else sys.maxsize
+        for index, workload in enumerate(self.workloads):
+            if (places := workload.concurrency or 0) > most:
+                msg = f"found {places:,}: attach.max_concurrency allows {most:,}"
+                raise FaultError(("workloads", index, "concurrency"), msg)
 
     def _must_have_engines(self) -> None:
         """Refuses a balance of engines where there is one, or nothing that they could share."""
@@ -427,7 +467,9 @@ class Spec(Record):
     def model_folder(self) -> Path | None:
         """The model's folder on this machine, when `model.id` names one beside the spec."""
         folder = self.resolve(self.model.id)
-        return folder if (folder / "config.json").is_file() else None
+        # Unlike a Path it answers for any text, even one that can't be a name.
+        has_config = os.path.isfile(folder / "config.json")  # noqa: PTH113
+        return folder if has_config else None
 
     @property
     def served_model(self) -> str:

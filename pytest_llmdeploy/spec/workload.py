@@ -14,7 +14,9 @@ from pytest_llmdeploy.spec.record import Record
 from pytest_llmdeploy.spec.tokens import Part, Tokens, Wording, must_say_output
 from pytest_llmdeploy.units import Duration, Fraction, Percentile, Rate
 
-Name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+Name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+# A schedule is made before the first request is sent.
+_MOST_REQUESTS = 10_000_000
 
 
 class Arrival(Record):
@@ -139,6 +141,9 @@ class Workload(Record):
             raise ValueError(msg)
         if self.rate is not None and not self.rate:
             raise FaultError(("rate",), "a rate of 0 sends nothing")
+        if self.rate and self.rate * self.max_duration.seconds > _MOST_REQUESTS:
+            msg = f"{self.rate} for {self.max_duration} are more than {_MOST_REQUESTS:,} requests"
+            raise FaultError(("max_duration",), msg)
         if self.require.keeps_up and self.rate is None:
             msg = "needs a rate: a closed loop waits for the server"
             raise FaultError(("require", "keeps_up"), msg)

@@ -493,7 +493,7 @@ STRATEGIES = st.builds(
     pipeline=st.integers(1, 16),
     data=st.integers(1, 8),
     expert=st.booleans(),
-    prefill_context=st.integers(1, 4),
+    prefill_context=st.integers(1, 2),
     decode_context=st.integers(1, 8),
     layers=st.none() | st.lists(st.integers(-2, 9), max_size=4).map(tuple),
 )

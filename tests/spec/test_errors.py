@@ -41,6 +41,9 @@ BROKEN: dict[str, str | bytes] = {
     "attach to pods": SMALLEST + "attach:\n  url: http://a\n  probes:\n    dcgm: http://a\n"
                                  "    pod: vllm-*-a\n",
     "attach to probes": SMALLEST + "attach: {url: http://a, probes: {dgcm: http://a}}\n",
+    "attach below the concurrency": workload("", loop="concurrency: 4").replace(
+        "workloads:", "attach: {url: http://a, max_concurrency: 3}\nworkloads:"),
+    "attach with a cap of zero": SMALLEST + "attach: {url: http://a, max_requests: 0}\n",
     "both loops": workload("concurrency: 4"),
     "boolean as text": SMALLEST + "serve: {enforce_eager: 'yes'}\n",
     "byte unit": SMALLEST + "require: {memory: {min_headroom: 8 gigs}}\n",
@@ -68,6 +71,7 @@ BROKEN: dict[str, str | bytes] = {
     "environment value": SMALLEST + "serve: {env: {A: true}}\n",
     "environment value empty": SMALLEST + "serve: {env: {A: {}}}\n",
     "environment value unknown": SMALLEST + "serve: {env: {A: {from: B}}}\n",
+    "environment value that may be a secret": SMALLEST + "serve: {env: {HF_TOKEN: [hunter2]}}\n",
     "fraction over one": SMALLEST + "require: {memory: {max_utilization: 85}}\n",
     "flag unknown": SMALLEST + "serve: {max_num_seq: 4}\n",
     "flag elsewhere": SMALLEST + "serve: {tensor_parallel_size: 4}\n",
@@ -82,6 +86,9 @@ BROKEN: dict[str, str | bytes] = {
     "flag elsewhere in extra_args": SMALLEST + "serve: {extra_args: [-tp=2]}\n",
     "flag elsewhere, underscores": SMALLEST + "serve: {extra_args: [--pipeline_parallel_size=2]}\n",
     "flag elsewhere, negated": SMALLEST + "serve: {extra_args: [--no-enable-expert-parallel]}\n",
+    "flag elsewhere, abbreviated": SMALLEST + "serve: {extra_args: [--api-k=abc]}\n",
+    "flag with a key of its own": SMALLEST + "serve: {extra_args: [--trust-remote-code]}\n",
+    "flag with a key of its own, abbreviated": SMALLEST + "serve: {extra_args: [--trust-remote]}\n",
     "key that is no word": SMALLEST + "? [a, b]\n: 1\n",
     "key in pydantic's brackets": SMALLEST + "'[key]': 3\n",
     "keeps_up is true or absent": workload("require: {keeps_up: false}"),
@@ -95,6 +102,9 @@ BROKEN: dict[str, str | bytes] = {
     "not a whole number": SMALLEST + "hardware_: 1\nserve: {max_num_seqs: 1.5}\n",
     "not YAML": SMALLEST + "serve: {a: [}\n",
     "no loop": workload("", loop=""),
+    "name with a path": SMALLEST + "name: ../../etc/passwd\n",
+    "name of many lines": SMALLEST + 'name: "a\\nb"\n',
+    "NUL": SMALLEST + 'name: "a\\0b"\n',
     "null": "version: 1\nmodel:\nhardware: {device: cpu}\n",
     "number too small": SMALLEST + "parallel: {tensor: 0}\n",
     "percentile": workload("require: {ttft: {p100: 1s, median: 1s}}"),
@@ -128,6 +138,10 @@ BROKEN: dict[str, str | bytes] = {
         "input_tokens: {dataset: prompts.jsonl}", "shared_prefix: 1").replace("seed: 1",
         "mix: [{input_tokens: {dataset: good.jsonl}}, {input_tokens: 9, output_tokens: 1}]"),
     "tokens": workload("").replace("input_tokens: 8", "input_tokens: [1, 2]"),
+    "too many devices": SMALLEST + "parallel: {tensor: 100000000000000000}\n",
+    "too many requests": workload("max_duration: 1h", loop="rate: 5000/s"),
+    "too many values": SMALLEST + "checks: [" + "1," * 30_000 + "]\n",
+    "long value": SMALLEST + "parallel: {tensor: " + "x" * 5000 + "}\n",
     "two documents": SMALLEST + "---\n" + SMALLEST,
     "unknown key": SMALLEST + "modle: {}\n",
     "unknown key inside": workload("require: {prefil: {p99: 1s}}"),
@@ -165,7 +179,17 @@ def test_every_error_says_where(tmp_path: Path, name: str) -> None:
         assert 1 <= int(found[1]) <= last
 
 
-@pytest.mark.parametrize("serve", ["{extra_args: [--api-key=hunter2]}", "{env: {K_KEY: hunter2}}"])
+@pytest.mark.parametrize(
+    "serve",
+    [
+        "{extra_args: [--api-key=hunter2]}",
+        "{extra_args: --api-key=hunter2}",
+        "{env: {K_KEY: hunter2}}",
+        "{env: {K_KEY: [hunter2]}}",
+        "{env: K_KEY=hunter2}",
+        "{env: {K_KEY: {from_env: [hunter2]}}}",
+    ],
+)
 def test_an_error_does_not_repeat_a_secret(tmp_path: Path, serve: str) -> None:
     """The answer to a secret in a spec ends up in logs; the secret does not."""
     assert "hunter2" not in errors(tmp_path, f"{SMALLEST}serve: {serve}\n")
