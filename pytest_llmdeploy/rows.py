@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from _pytest._code.code import TerminalRepr
 
 from pytest_llmdeploy.checks import Expect, NotPassed, Requirement
 from pytest_llmdeploy.checks.expect import explanation
 from pytest_llmdeploy.evidence import Judgement, Row, Status
 from pytest_llmdeploy.fixtures import NotServing
+from pytest_llmdeploy.secrets import redact, redacted
 from pytest_llmdeploy.session import phase_of
 from pytest_llmdeploy.spec.record import Record
 
 REQUIREMENT: pytest.StashKey[Requirement] = pytest.StashKey()
 EXPECT: pytest.StashKey[Expect] = pytest.StashKey()
 _PROPERTY = "llmdeploy"
+# What of a row the server, or whoever else was asked, has a say in.
+_TOLD = ("requirement", "result", "evidence", "hint")
 _UNDECIDED = "the check ended without a decision: it must compare something, with `expect`"
 
 
@@ -35,14 +40,18 @@ def attach_row(
     if report.passed and not judgement.status.is_green:
         report.outcome = "failed"
         report.longrepr = explanation(requirement.item, judgement)
-    if is_repeated and call.excinfo and isinstance(call.excinfo.value, NotServing):
-        report.longrepr = explanation(requirement.item, judgement)
+    if call.excinfo and isinstance(call.excinfo.value, NotServing):
+        if is_repeated:
+            report.longrepr = explanation(requirement.item, judgement)
+        else:
+            judgement = _told_by(call.excinfo.value, judgement)
     if requirement.waived and not judgement.status.is_green:
         judgement = _waived(judgement, requirement.waived)
         report.outcome = "skipped"
         report.wasxfail = f"waived: {requirement.waived}"
-    row = _row(item, requirement, judgement)
-    entry = (_PROPERTY, json.dumps({"spec": str(item.path), **row.to_json()}, allow_nan=False))
+    row = _row(item, requirement, judgement).to_json()
+    row.update({name: redacted(row[name]) for name in _TOLD})
+    entry = (_PROPERTY, json.dumps({"spec": str(item.path), **row}, allow_nan=False))
     for properties in (item.user_properties, report.user_properties):
         properties[:] = [pair for pair in properties if pair[0] != _PROPERTY]
         properties.append(entry)
@@ -55,6 +64,23 @@ def row_in(report: pytest.TestReport) -> tuple[Path, Row] | None:
         return None
     fields = json.loads(str(found[0]))
     return Path(fields.pop("spec")), Row.from_json(fields)
+
+
+def hide_secrets(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Redacts what pytest shows of an item: its failure with arguments and locals, its output."""
+    report.longrepr = without_secrets(report.longrepr)
+    report.sections = redacted(report.sections)
+
+
+def without_secrets(shown: Any) -> Any:
+    """A failure as pytest represents it, redacted in place where it is more than a text."""
+    if isinstance(shown, TerminalRepr):
+        for name, part in vars(shown).items():
+            setattr(shown, name, without_secrets(part))
+        return shown
+    if isinstance(shown, list | tuple):
+        return type(shown)(map(without_secrets, shown))
+    return redact(shown) if isinstance(shown, str) else shown
 
 
 def _judgement(
@@ -92,6 +118,13 @@ def _without(item: pytest.Item, status: Status, result: str) -> Judgement:
     wanted = decided.requirement if decided else _wanted(requirement)
     hint = requirement.check.hint if status is Status.FAIL else ""
     return Judgement(status=status, requirement=wanted, result=result, hint=hint)
+
+
+def _told_by(failure: NotServing, judgement: Judgement) -> Judgement:
+    """The judgement with what else the failure says: the log's decisive line, what to change."""
+    said = dict(line.partition(": ")[::2] for line in str(failure).splitlines())
+    evidence = {"source": "the server's log", "line": said["log"]} if "log" in said else {}
+    return replace(judgement, hint=said.get("hint", ""), evidence=evidence)
 
 
 def _wanted(requirement: Requirement) -> str:

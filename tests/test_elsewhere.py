@@ -22,7 +22,7 @@ from pytest_llmdeploy.serving import ServerFailedError
 from pytest_llmdeploy.serving.start import attach
 from pytest_llmdeploy.session import Options, Session
 from pytest_llmdeploy.spec import load_spec
-from tests.checks.scenes import Scene, gpus
+from tests.checks.scenes import MODEL, Scene, gpus
 from tests.exporter import Pages, cards, exporter, page, pages
 from tests.specs import REPOSITORY, write_spec
 from tests.standin import Standin
@@ -119,10 +119,25 @@ def test_devices_present_elsewhere() -> None:
 def test_copies_are_data_parallel() -> None:
     """Replicas that know nothing of each other are the declared copies."""
     declared = {"attach": ENGINES, "parallel": {"tensor": 4, "data": 2}}
-    server = {"fingerprint": "vllm-0.32.0-tp4-0a1b2c3d", "replicas": [Endpoint("http://b")] * 2}
+    fingerprint = "vllm-0.32.0-tp4-0a1b2c3d"
+    nobody = [Endpoint(f"http://127.0.0.1:{port}") for port in (2, 3)]
+    server = {"fingerprint": fingerprint, "replicas": nobody}
     assert Scene(spec=declared, server=server).judge("server_limits").status == "PASS"
     one = Scene(spec=declared, server={**server, "replicas": ()})
     assert one.judge("server_limits").status == "FAIL"
+
+
+def test_a_replica_that_was_started_otherwise() -> None:
+    """Each replica is asked for its own settings; the one that differs is named."""
+    declared = {"attach": ENGINES, "parallel": {"tensor": 8}, "engine": None}
+    same = texts(MODEL, 8192, cache={"gpu_memory_utilization": "0.85"})
+    other = texts(MODEL, 8192, cache={"gpu_memory_utilization": "0.95"})
+    with replicas(same, other) as found:
+        endpoints = [Endpoint(each.url) for each in found]
+        row = Scene(spec=declared, server={"replicas": endpoints}).judge("server_limits")
+    assert row.status is Status.FAIL
+    assert row.result.startswith(f"gpu_memory_utilization is 0.95, not 0.85 ({found[1].url}); ")
+    assert set(row.evidence["servers"]) == {"http://127.0.0.1:1", *(each.url for each in found)}
 
 
 def session(tmp_path: Path, url: str | None = None) -> Session:

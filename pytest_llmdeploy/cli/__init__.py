@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from pytest_llmdeploy.secrets import redact
+
 
 class RefusedError(Exception):
     """A command can't do what it is asked; the text is all that a person needs to see."""
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except RefusedError as error:
-        sys.stderr.write(f"llmdeploy {arguments.command}: {error}\n")
+        sys.stderr.write(redact(f"llmdeploy {arguments.command}: {error}\n"))
         return 2
     return code
 

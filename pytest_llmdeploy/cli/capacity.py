@@ -23,8 +23,10 @@ from pytest_llmdeploy.load.capacity import Capacity, find_capacity, sweep
 from pytest_llmdeploy.load.claims import Budget
 from pytest_llmdeploy.load.runner import Target, run_trial
 from pytest_llmdeploy.load.trial import Trial, at_rate, holds
+from pytest_llmdeploy.secrets import redact, redacted
 from pytest_llmdeploy.serving import ServerFailedError
 from pytest_llmdeploy.spec import Spec, SpecError, Workload, load_spec, nearest
+from pytest_llmdeploy.spec.attach import checked_url
 from pytest_llmdeploy.units import Duration, Fraction, Rate, show
 
 _HEADERS = ("Rate", "Served", "TTFT p50", "p99", "TPOT p50", "p99", "Holds")
@@ -55,14 +57,16 @@ def run(arguments: argparse.Namespace) -> int:
         found = _answer(question, attached.target(), line)
     except (deployment.RefusedError, ServerFailedError) as error:
         line.clear()
-        text = str(error).replace("--deploy-url", "--url")
+        text = redact(str(error)).replace("--deploy-url", "--url")
         sys.stderr.write(f"llmdeploy capacity: {text}\n")
         return 1
     except KeyboardInterrupt:
         line.clear()
         return _INTERRUPTED
     line.clear()
-    sys.stdout.write(_json(question, found) if arguments.json else page(question.workload, found))
+    sys.stdout.write(
+        _json(question, found) if arguments.json else redact(page(question.workload, found))
+    )
     if found.was_interrupted:
         return _INTERRUPTED
     return 1 if found.passed is None and found.failed is None else 0
@@ -78,8 +82,7 @@ def _question(arguments: argparse.Namespace) -> _Question:
         spec = load_spec(arguments.spec)
     except SpecError as error:
         raise RefusedError(str(error)) from None
-    if not arguments.url.startswith(("http://", "https://")):
-        raise RefusedError(f"--url: found {arguments.url!r}: write http://host:port")
+    _parsed("--url", checked_url, arguments.url)
     precision = _parsed("--precision", Fraction.parse, arguments.precision)
     if not precision:
         raise RefusedError("--precision: an interval without a width takes for ever")
@@ -197,7 +200,8 @@ def _json(question: _Question, found: Capacity) -> str:
         "workload": question.workload.name,
         "precision": None if question.rates else question.precision,
     }
-    return json.dumps({**head, **found.to_json()}, indent=2, ensure_ascii=False) + "\n"
+    told = redacted({**head, **found.to_json()})
+    return json.dumps(told, indent=2, ensure_ascii=False) + "\n"
 
 
 class _StatusLine:
@@ -220,5 +224,5 @@ class _StatusLine:
             self._write("\r\x1b[K")
 
     def _write(self, text: str) -> None:
-        sys.stderr.write(text)
+        sys.stderr.write(redact(text))
         sys.stderr.flush()

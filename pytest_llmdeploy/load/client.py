@@ -34,6 +34,15 @@ class Client:
         # Answers are read one after the other: those that end together would hold up the stamps of
         # all others together.
         self._turn = asyncio.Lock()
+        self._busy: set[Connection] = set()
+
+    @property
+    def heard(self) -> float:
+        """When the last bytes came of what is in flight; 0 when none did. The first ones of an
+        answer do not count: a server that hangs still sends its headers.
+        """
+        answering = (each.segments for each in self._busy if len(each.segments) > 1)
+        return max((segments[-1][0] for segments in answering), default=0.0)
 
     async def send(self, prompt: Prompt, due: float) -> Sample:
         """One request; whatever becomes of it is in the sample."""
@@ -80,10 +89,12 @@ class Client:
         return await self._exchange(connection, request, answer)
 
     async def _exchange(self, connection: Connection, request: bytes, answer: Answer) -> Ending:
+        self._busy.add(connection)
         try:
             connection.ask(request, self._patience)
             return await answer.read(connection, self._turn)
         finally:
+            self._busy.discard(connection)
             if answer.leaves_reusable and not connection.is_lost:
                 self._pool.keep(connection)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,8 @@ class Job:
     Times are seconds on the monotonic clock, which all processes of a machine share. `schedule`
     holds the number of a request and when it is due; `places` send their first requests at `start`,
     and none after `until`. Their requests get the numbers `first`, `first + step`, …
-    A request is given up after `patience` seconds of silence.
+    A request is given up after `patience` seconds of silence. None with the number `most` or more
+    is sent; the schedule ends where `at_once` are in flight.
     """
 
     endpoint: Endpoint
@@ -40,6 +42,8 @@ class Job:
     until: float = 0.0
     first: int = 0
     step: int = 1
+    most: int = sys.maxsize
+    at_once: int = sys.maxsize
     patience: float = STALL_SECONDS
 
 
@@ -58,12 +62,16 @@ class Report:
     """What became of a job since the last report.
 
     `lags` are by how many seconds the event loop was late for a timer, `busy` is the share of a
-    core that the process used; `is_done` when everything of the job has ended.
+    core that the process used; `heard` is when the last token of what is in flight came, so far as
+    bytes tell, and is looked at now and then; `is_full` when the schedule ended because `at_once`
+    were in flight, `is_done` when everything of the job has ended.
     """
 
     ended: Sequence[tuple[int, Sample]]
     lags: Sequence[float]
     busy: float
+    heard: float = 0.0
+    is_full: bool = False
     is_done: bool
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pytest_llmdeploy.load.connection import Connection
+from pytest_llmdeploy.probes.trust import tls
 
 # vLLM closes a connection that was idle for 5 s; using it at that very moment would fail.
 _REUSE_SECONDS = 2.0
@@ -33,7 +34,7 @@ class Pool:
             raise ValueError(f"{self.url}: neither http:// nor https:// and a host")
         self._host, self._port = parts.hostname, parts.port or _PORTS[parts.scheme]
         if parts.scheme == "https":
-            self._tls = ssl.create_default_context()
+            self._tls = tls()
             self._tls.set_alpn_protocols(["http/1.1"])
 
     def idle(self) -> Connection | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from pytest_llmdeploy.load.counters import PREEMPTIONS, RUNNING, Counted, Counte
 from pytest_llmdeploy.load.crew import Crew, WorkerDiedError, size
 from pytest_llmdeploy.load.engines import Dealing
 from pytest_llmdeploy.load.floor import Floor, measure_floor
-from pytest_llmdeploy.load.jobs import Job
+from pytest_llmdeploy.load.jobs import Job, Report
 from pytest_llmdeploy.load.preparation import PreparationError, prepared
 from pytest_llmdeploy.load.samples import Outcome, Sample
 from pytest_llmdeploy.load.stopping import StoppingRule
@@ -43,15 +44,27 @@ _NEXT_LOOK = 1.5
 # So many failures in a row, without one success, and nobody is there any more.
 _HOPELESS = 50
 _DEFAULT_VOCAB = 1000
+# How requests end that nobody answers.
+_UNANSWERED = {Outcome.STALLED, Outcome.CONNECT_TIMEOUT, Outcome.UNFINISHED}
 # Prompts of the warm-up are numbered from here: no measured one may be like them.
 _WARMUP_NUMBER = 2**40
+# The keys of the spec that end traffic early.
+_MAX_REQUESTS, _MAX_CONCURRENCY = "attach.max_requests", "attach.max_concurrency"
+
+
+@dataclass
+class Allowance:
+    """How many requests may still be sent to a server, and how many of them be in flight."""
+
+    requests: int = sys.maxsize
+    at_once: int = sys.maxsize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """The server under load. `replicas` are all that serve behind `endpoint` (none: it alone);
     `death` says why it can serve no more, and is empty while it can; None where that can't be
-    known.
+    known. `stopped` says which of its processes are, `allowance` is used up by what is sent.
     """
 
     endpoint: Endpoint
@@ -59,7 +72,9 @@ class Target:
     replicas: Sequence[Endpoint] = ()
     vocab: int = _DEFAULT_VOCAB
     death: Callable[[], str] | None = None
+    stopped: Callable[[], str] = str
     progress: Callable[[str], None] = lambda _text: None
+    allowance: Allowance = field(default_factory=Allowance)
 
 
 def run_workloads(spec: Spec, target: Target) -> Traffic:
@@ -82,11 +97,16 @@ async def _run_workloads(
     everything = [*workloads, *trials.values()]
     async with Crew.of(max(map(size, everything), default=0)) as crew:
         floor = await measure_floor(crew, everything) if workloads else None
+        over = ""
         for workload in workloads:
+            if over:
+                served[workload.name] = _unsent(workload, budget, over)
+                continue
             traffic = await _run_workload(workload, budget, target, crew, floor, dealing=dealing)
             if (trial := trials.get(workload.name)) and not traffic.interrupted:
                 tried = await _run_workload(trial, budget, target, crew, floor, until_failure=True)
                 traffic = replace(traffic, at_capacity=tried)
+            over = _end(traffic)
             served[workload.name] = traffic
     return Traffic(served, engines=dealing.engines) if served else Traffic(served)
 
@@ -107,33 +127,49 @@ async def _run_workload(
     until_failure: bool = False,
     dealing: Dealing | None = None,
 ) -> WorkloadTraffic:
+    if target.allowance.requests <= _WARMUP_REQUESTS:
+        return _unsent(workload, budget, f"not sent: {_MAX_REQUESTS} is reached")
     tokenizer = ServerTokenizer(target.endpoint, target.model)
     try:
         workload = await asyncio.to_thread(prepared, workload, tokenizer)
     except (PreparationError, TokenizerError) as error:
-        return _unsent(workload, budget, str(error))
+        return _unsent(workload, budget, _death(target) or str(error))
     job = _job(workload, target)
-    problem = await _warm_up(crew, job)
+    warm_up = await _warm_up(crew, job)
+    target.allowance.requests -= _WARMUP_REQUESTS
     before = await _read(target)
     if dealing:
         dealing.begin(before)
-    run = _Run(workload, budget, target, crew, floor, job, before, problem, until_failure, dealing)
+    run = _Run(workload, budget, target, crew, floor, job, before, warm_up, until_failure, dealing)
     return await run.run()
 
 
-async def _warm_up(crew: Crew, job: Job) -> str:
-    """A few requests of the same kind, not measured: the first ones compile and allocate. What went
-    wrong with the client.
+@dataclass(frozen=True, slots=True)
+class _WarmUp:
+    """`problem` is what went wrong with the client, `heard` when the last token came (or the
+    requests were sent), `is_stalled` that none of them was answered.
     """
-    due = time.perf_counter()
+
+    problem: str
+    heard: float
+    is_stalled: bool
+
+
+async def _warm_up(crew: Crew, job: Job) -> _WarmUp:
+    """A few requests of the same kind, not measured: the first ones compile and allocate."""
+    due = heard = time.perf_counter()
+    outcomes: set[Outcome] = set()
     numbers = range(_WARMUP_NUMBER, _WARMUP_NUMBER + _WARMUP_REQUESTS)
     await crew.begin([replace(job, schedule=[(number, due) for number in numbers])])
 
     async def listen() -> None:
-        async for _ in crew.reports():
-            pass
+        nonlocal heard
+        async for report in crew.reports():
+            heard = max(heard, _last_token(report))
+            outcomes.update(sample.outcome for _, sample in report.ended)
 
-    return await _give_up_after(_DRAIN_SECONDS, crew, asyncio.create_task(listen()))
+    problem = await _give_up_after(_DRAIN_SECONDS, crew, asyncio.create_task(listen()))
+    return _WarmUp(problem, heard, outcomes <= _UNANSWERED)
 
 
 async def _give_up_after(seconds: float, crew: Crew, listener: asyncio.Task[None]) -> str:
@@ -145,6 +181,12 @@ async def _give_up_after(seconds: float, crew: Crew, listener: asyncio.Task[None
     except WorkerDiedError as error:
         return str(error)
     return ""
+
+
+def _last_token(report: Report) -> float:
+    """When the last token came that a report knows of; 0 when it knows of none."""
+    stamps = (sample.stamps[-1][0] for _, sample in report.ended if sample.stamps)
+    return max(report.heard, *stamps, 0.0)
 
 
 async def _read(target: Target) -> Counters | None:
@@ -161,13 +203,16 @@ def _job(workload: Workload, target: Target) -> Job:
         model=target.model,
         vocab=target.vocab,
         nonce=secrets.randbits(64),
+        at_once=target.allowance.at_once,
         patience=_PATIENCE_SECONDS,
     )
 
 
 @dataclass
 class _Run:
-    """The measurement of one workload; `before` is what the server counted until then."""
+    """The measurement of one workload; `before` is what the server counted until then. `heard` is
+    when a token came last, `is_stalled` that the last request to end had waited in vain.
+    """
 
     workload: Workload
     budget: Budget
@@ -176,13 +221,15 @@ class _Run:
     floor: Floor | None
     job: Job
     before: Counters | None
-    problem: str
+    warm_up: _WarmUp
     until_failure: bool = False
     dealing: Dealing | None = None
     ended: list[tuple[int, Sample]] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
     interrupted: str = ""
+    capped: str = ""
+    is_final: bool = False
     failures_in_a_row: int = 0
     next_look: float = field(default_factory=lambda: _FIRST_LOOK_SECONDS)
     service: Service | None = None
@@ -191,9 +238,11 @@ class _Run:
     def __post_init__(self) -> None:
         """Fixes when everything is due."""
         self.stop = asyncio.Event()
-        self.latest = self.before
+        self.latest, self.problem = self.before, self.warm_up.problem
+        self.heard, self.is_stalled = self.warm_up.heard, self.warm_up.is_stalled
         self.origin, self.began_at = time.perf_counter() + _LEAD_SECONDS, time.time()
-        self.schedule = [self.origin + offset for offset in arrivals(self.workload)]
+        self.most = self.target.allowance.requests
+        self.schedule = [self.origin + offset for offset in arrivals(self.workload)][: self.most]
         self.rule = StoppingRule(
             self.workload,
             self.budget,
@@ -213,12 +262,12 @@ class _Run:
         if self.rule.keeps_up is None:
             self.service = self._service(self.end)
         await self.crew.stop_sending()
-        patience = 0.0 if self.interrupted else _DRAIN_SECONDS
-        self.problem = await _give_up_after(patience, self.crew, listener) or self.problem
+        self.problem = await self._drain(listener) or self.problem
         # All may have been decided by the very failures of a server that was dying.
-        if self.interrupted or self.failures_in_a_row:
-            self.interrupted = await self._last_words() or self.interrupted
+        if not self.is_final and (self.interrupted or self.failures_in_a_row):
+            await self._hear_last_words()
         self._take(await _read(self.target))
+        self.target.allowance.requests -= len(self.ended)
         return self._traffic()
 
     @property
@@ -242,32 +291,50 @@ class _Run:
                 until=self._deadline,
                 first=worker,
                 step=count,
+                most=self.most,
+                at_once=max(1, self.target.allowance.at_once // count),
             )
             for worker in range(count)
         ]
 
     async def _listen(self) -> None:
         async for report in self.crew.reports():
+            self.heard = max(self.heard, _last_token(report))
             self.lags += report.lags
             self.busy.append(report.busy)
             for number, sample in report.ended:
                 self._ended(number, sample)
+            if report.is_full:
+                self._cap(_MAX_CONCURRENCY)
             if self.rule.is_decided(time.perf_counter()):
                 self.stop.set()
 
     def _ended(self, number: int, sample: Sample) -> None:
         if sample.outcome is not Outcome.UNFINISHED:
             self.failures_in_a_row = 0 if sample.is_ok else self.failures_in_a_row + 1
+            self.is_stalled = sample.outcome in _UNANSWERED
         if self.failures_in_a_row >= _HOPELESS and not self.stop.is_set():
             self._interrupt(f"{_HOPELESS} requests in a row failed: {sample.detail}")
         self.ended.append((number, sample))
+        if len(self.ended) >= self.most:
+            self._cap(_MAX_REQUESTS)
         if self.dealing:
             self.dealing.answered(sample)
         self.rule.finished(number, sample)
 
-    def _interrupt(self, reason: str) -> None:
-        self.interrupted = reason
+    def _cap(self, key: str) -> None:
+        if not self.stop.is_set():
+            self.capped = key
+            self.stop.set()
+
+    def _interrupt(self, reason: str, *, is_final: bool = False) -> None:
+        self.interrupted, self.is_final = reason, is_final
         self.stop.set()
+
+    async def _interrupt_if_over(self) -> None:
+        """Breaks off when the server died, or hangs."""
+        if not self.is_final and (over := _death(self.target) or await self._hang()):
+            self._interrupt(over, is_final=True)
 
     async def _watch(self, listener: asyncio.Task[None]) -> None:
         """Looks after the server and the clock until all is decided, or the time is over."""
@@ -275,8 +342,7 @@ class _Run:
         while not self.stop.is_set() and (now := time.perf_counter()) < self._deadline:
             if listener.done() and listener.exception():
                 return
-            if not self.interrupted and (death := self._death()):
-                self._interrupt(death)
+            await self._interrupt_if_over()
             self._watch_backlog()
             if self.rule.is_decided(now):
                 return
@@ -303,16 +369,33 @@ class _Run:
             self.rule.running_peak = max(self.rule.running_peak, running)
             self.peak = Evidence(self.rule.running_peak, "sequences", RUNNING, read.at)
 
-    async def _last_words(self) -> str:
+    async def _drain(self, listener: asyncio.Task[None]) -> str:
+        """Lets what is in flight end, unless nothing more will. What went wrong with the client."""
+        deadline = time.perf_counter() + _DRAIN_SECONDS
+        while not (self.interrupted or listener.done()) and time.perf_counter() < deadline:
+            await asyncio.wait({listener}, timeout=_WATCH_SECONDS)
+            await self._interrupt_if_over()
+        return await _give_up_after(0.0, self.crew, listener)
+
+    async def _hear_last_words(self) -> None:
         """What the server died of, if it did: it answers with errors for a while before it ends."""
         for _ in range(round(_DYING_SECONDS / _WATCH_SECONDS) if self.target.death else 0):
-            if death := self._death():
-                return death
+            await self._interrupt_if_over()
+            if self.is_final:
+                return
             await asyncio.sleep(_WATCH_SECONDS)
-        return ""
 
-    def _death(self) -> str:
-        return self.target.death() if self.target.death else ""
+    async def _hang(self) -> str:
+        """That no request makes progress any more; empty while one does. A request that is alone in
+        being silent may wait for its turn.
+        """
+        silent = time.perf_counter() - self.heard
+        if not self.is_stalled or silent < self.job.patience:
+            return ""
+        healthy = await asyncio.to_thread(self.target.endpoint.is_healthy)
+        health = "while /health answers 200" if healthy else "and /health does not answer 200"
+        stopped = f": {who}" if (who := self.target.stopped()) else ""
+        return f"the server hangs: no token for {silent:.0f} s {health}{stopped}"
 
     def _watch_backlog(self) -> None:
         """Looks at the backlog now and then, ever more rarely: looking all the time finds a bad
@@ -380,6 +463,8 @@ class _Run:
             running_peak=self.peak or _unread("sequences", RUNNING),
             preempted=_more(counted, PREEMPTIONS, "preemptions"),
             interrupted=self.interrupted,
+            capped=self.capped,
+            is_final=self.is_final,
             invalid=faults(self.workload, conditions),
             late=lateness(self.workload, measured, self.end, conditions),
             service=self.service,
@@ -387,6 +472,16 @@ class _Run:
             breakdown=breakdown,
             hit_rate=counted.hit_rate if counted else None,
         )
+
+
+def _end(traffic: WorkloadTraffic) -> str:
+    """Why nothing more can be sent after this traffic; empty when something can."""
+    parts = (traffic, traffic.at_capacity)
+    return next((part.interrupted for part in parts if part and part.is_final), "")
+
+
+def _death(target: Target) -> str:
+    return target.death() if target.death else ""
 
 
 def _unsent(workload: Workload, budget: Budget, why: str) -> WorkloadTraffic:

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import requests
 
-from pytest_llmdeploy.probes.endpoint import Endpoint
+from pytest_llmdeploy.probes.endpoint import Endpoint, EndpointError, body_parts
 
-_TIMEOUT_SECONDS = (3.0, 30.0)
+_CONNECT_SECONDS, _ANSWER_SECONDS = 3.0, 30.0
 _MOST_BYTES = 64 * 1024**2
 
 
@@ -27,10 +27,7 @@ class ServerTokenizer:
 
     def __init__(self, endpoint: Endpoint, model: str) -> None:
         self._endpoint, self._model = endpoint, model
-        self._session = requests.Session()
-        # A proxy for the world must not see what goes to this machine.
-        self._session.trust_env = not endpoint.is_loopback
-        self._session.headers.update(endpoint.headers)
+        self._session = endpoint.session()
 
     def text(self, text: str) -> Sequence[int]:
         """The ids of a text as a completion has it: with the tokens that begin every text."""
@@ -46,12 +43,14 @@ class ServerTokenizer:
             with self._session.post(
                 url,
                 json={"model": self._model, **body},
-                timeout=_TIMEOUT_SECONDS,
+                timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                raw = response.raw.read(_MOST_BYTES, decode_content=True)
-        except (requests.RequestException, OSError) as error:
+                raw = b"".join(body_parts(response, _ANSWER_SECONDS, _MOST_BYTES))
+        except EndpointError as error:
+            raise TokenizerError(str(error)) from None
+        except OSError as error:
             raise TokenizerError(f"{url} does not answer: {error}") from None
         if response.status_code != requests.codes.ok:
             said = raw[:500].decode("utf-8", "replace").strip()

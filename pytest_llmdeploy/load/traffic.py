@@ -20,6 +20,7 @@ from pytest_llmdeploy.spec import Workload
 from pytest_llmdeploy.spec.workload import GoodputRequire
 from pytest_llmdeploy.units import Percentile, show
 from pytest_llmdeploy.verdict import Observation, Quantile, Readings, Rule, Share, Shares
+from pytest_llmdeploy.verdict.findings import LONGER
 
 if TYPE_CHECKING:
     # What measures is not loaded by a plan.
@@ -45,6 +46,7 @@ class Latencies:
     saved: str = ""
     resolution: float = 0.0
     clients: float = math.inf
+    remedy: str = LONGER
 
     def at(self, percentile: Percentile | str) -> Quantile:
         """A percentile of them, to be compared with a limit."""
@@ -57,6 +59,7 @@ class Latencies:
             saved=self.saved,
             resolution=self.resolution,
             clients=self.clients,
+            remedy=self.remedy,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -72,8 +75,10 @@ class WorkloadTraffic:
     """One workload as it was served.
 
     `samples` are the requests that were due in the measurement window [start, end] (seconds on
-    the monotonic clock), in order of arrival. `interrupted` says why the run broke off, `invalid`
-    why it decides nothing, and `late` why it decides nothing that the client may have caused.
+    the monotonic clock), in order of arrival. `interrupted` says why the run broke off, `capped`
+    which key of the spec ended it early, `invalid` why it decides nothing, and `late` why it
+    decides nothing that the client may have caused; `is_final` that the server can serve nothing
+    more.
     `at_capacity` is what was sent at the rate of `require.capacity` afterwards.
     """
 
@@ -86,6 +91,8 @@ class WorkloadTraffic:
     running_peak: Evidence
     preempted: Evidence
     interrupted: str = ""
+    capped: str = ""
+    is_final: bool = False
     invalid: Sequence[str] = ()
     late: Lateness = field(default_factory=Lateness)
     service: Service | None = None
@@ -131,6 +138,7 @@ class WorkloadTraffic:
             self.saved,
             self.floor.resolution(metric) if self.floor else 0.0,
             self._clients([metric]),
+            self._remedy,
         )
 
     def goodput(self, wanted: GoodputRequire) -> Share:
@@ -145,6 +153,7 @@ class WorkloadTraffic:
             problem=self.interrupted,
             invalid="; ".join([*self.doubts, *too_fine]),
             saved=self.saved,
+            remedy=self._remedy,
             spared=[badness(sample, wanted, clients) == 0 for sample in self.samples],
         )
 
@@ -177,9 +186,16 @@ class WorkloadTraffic:
     @property
     def saved(self) -> str:
         """The part of the workload's max_duration that was not needed; empty when all was."""
+        if self.capped:
+            return ""
         whole = self.workload.max_duration.seconds - self.workload.warmup.seconds
         left = whole - (self.end - self.start)
         return f"{show(left * 1000, 'ms')} saved" if left >= 1 else ""
+
+    @property
+    def _remedy(self) -> str:
+        """How more requests would be sent."""
+        return f"{self.capped} ended the traffic" if self.capped else LONGER
 
     @property
     def _least(self) -> float:
@@ -244,6 +260,7 @@ class WorkloadTraffic:
             "counts": dict(self.outcomes),
             "failures": failures,
             "interrupted": self.interrupted or None,
+            "capped": self.capped or None,
             "invalid": list(self.doubts),
             "floor": asdict(self.floor) if self.floor else None,
             "breakdown": self.breakdown.to_json() if self.breakdown else None,

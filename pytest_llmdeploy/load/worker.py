@@ -38,6 +38,7 @@ from pytest_llmdeploy.load.samples import Sample
 _PRIORITY = -10
 _REPORT_SECONDS = 0.05
 _TICK_SECONDS = 0.005
+_HEAR_SECONDS = 0.25
 # A timer of the loop fires up to a millisecond late. Where requests are rare, the last stretch
 # before one is due is spent asking the clock.
 _CLOSE_SECONDS = 0.0015
@@ -53,17 +54,19 @@ class _Shift:
     ended: list[tuple[int, Sample]] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
     flying: set[asyncio.Task[None]] = field(default_factory=set)
+    heard: float = 0.0
 
     def __post_init__(self) -> None:
         job = self.job
         self.client = Client(job.endpoint, job.workload.path, job.patience)
         self.prompts = Prompts(job.workload, job.model, job.vocab, job.nonce)
         self.numbers = count(job.first, job.step)
-        self.stopped = False
+        self.stopped = self.is_full = False
         self.reported = (time.perf_counter(), time.process_time())
 
     async def run(self) -> None:
-        background = [asyncio.create_task(self._tick()), asyncio.create_task(self._tell())]
+        loops = (self._tick(), self._tell(), self._hear())
+        background = [asyncio.create_task(loop) for loop in loops]
         with _quiet_collector():
             self.sender = asyncio.create_task(self._send())
             with contextlib.suppress(asyncio.CancelledError):
@@ -96,12 +99,17 @@ class _Shift:
             # Made while there is time: before waiting, not when the request is due.
             prompt = self.prompts.at(number)
             await self._wait_until(due, precisely=gap > _RARE_SECONDS)
+            if len(self.flying) >= self.job.at_once:
+                self.is_full = True
+                return
             self._fly(self._request(number, due, prompt))
 
     async def _place(self) -> None:
         """One place of a closed loop: the next request as soon as the last one has ended."""
         while not self.stopped and time.perf_counter() < self.job.until:
             number = next(self.numbers)
+            if number >= self.job.most:
+                return
             prompt = self.prompts.at(number)
             await self._request(number, time.perf_counter(), prompt)
 
@@ -125,6 +133,11 @@ class _Shift:
             await asyncio.sleep(_TICK_SECONDS)
             self.lags.append(time.perf_counter() - wanted)
 
+    async def _hear(self) -> None:
+        while True:
+            await asyncio.sleep(_HEAR_SECONDS)
+            self.heard = self.client.heard
+
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
@@ -134,7 +147,14 @@ class _Shift:
         then, used = self.reported
         self.reported = now, uses = time.perf_counter(), time.process_time()
         busy = (uses - used) / max(now - then, 1e-9)
-        report = Report(ended=self.ended, lags=self.lags, busy=busy, is_done=is_done)
+        report = Report(
+            ended=self.ended,
+            lags=self.lags,
+            busy=busy,
+            heard=self.heard,
+            is_full=self.is_full,
+            is_done=is_done,
+        )
         self.ended, self.lags = [], []
         self.outbox.write(packed(report))
 

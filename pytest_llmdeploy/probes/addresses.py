@@ -9,13 +9,16 @@ from urllib.parse import urlsplit
 
 from pytest_llmdeploy.probes.endpoint import Endpoint, EndpointError
 
+_MOST = 256
+
 
 def behind(endpoint: Endpoint) -> Sequence[Endpoint]:
     """Everyone that the name of `endpoint` stands for (a headless Service has an address for each
     of its pods); itself, by its name, where it is one.
 
     Raises:
-        EndpointError: when the name has no address, or has several and a certificate to go by.
+        EndpointError: when the name has no address, more than anybody runs, or several and a
+            certificate to go by.
     """
     parts = urlsplit(endpoint.url)
     try:
@@ -29,6 +32,9 @@ def behind(endpoint: Endpoint) -> Sequence[Endpoint]:
     addresses = sorted({str(address[0]) for kind, *_, address in found if kind == family})
     if len(addresses) == 1:
         return [endpoint]
+    if len(addresses) > _MOST:
+        msg = f"{parts.hostname} has {len(addresses):,} addresses: more than {_MOST} are not asked"
+        raise EndpointError(msg)
     if parts.scheme == "https":
         msg = (
             f"{parts.hostname} has {len(addresses)} addresses, and a certificate is made out to "

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 import requests
@@ -13,12 +18,23 @@ from urllib3.exceptions import ReadTimeoutError
 
 from pytest_llmdeploy.probes.host import is_loopback
 from pytest_llmdeploy.probes.metrics import Metrics
+from pytest_llmdeploy.probes.trust import authorities
 
 _CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 10.0
 _MOST_BYTES = 16 * 1024**2
 _MOST_STREAMED_BYTES = 1024**2
 _PART_BYTES = 64 * 1024
+_MOST_SHOWN = 500
+
+
+class _Session(requests.Session):
+    """Trusts whom `verify` names, and nobody else whom the environment does."""
+
+    def merge_environment_settings(
+        self, url: Any, proxies: Any, stream: Any, _: Any, cert: Any
+    ) -> Any:
+        return super().merge_environment_settings(url, proxies, stream, self.verify, cert)
 
 
 class EndpointError(Exception):
@@ -27,6 +43,10 @@ class EndpointError(Exception):
 
 class EndpointTimeoutError(EndpointError):
     """The server did not answer in time."""
+
+
+class EndpointTrustError(EndpointError):
+    """The server may be anybody: its certificate is not trusted."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +71,15 @@ class Endpoint:
         return {**key, "Host": self.host} if self.host else key
 
     def is_healthy(self) -> bool:
-        """Whether /health answers 200; a vLLM that does may still be unable to serve."""
+        """Whether /health answers 200; a vLLM that does may still be unable to serve.
+
+        Raises:
+            EndpointTrustError: when it would be so for ever.
+        """
         try:
-            status, _ = self._get("/health")
+            status, _ = self._ask("/health")
+        except EndpointTrustError:
+            raise
         except EndpointError:
             return False
         return bool(status == requests.codes.ok)
@@ -68,6 +94,36 @@ class Endpoint:
             msg = f"{self.url}/v1/models does not list models"
             raise EndpointError(msg)
         return data
+
+    def server_info(self) -> Mapping[str, Any]:
+        """The configuration at /server_info, which a server has with VLLM_SERVER_DEV_MODE=1."""
+        config = self._json("/server_info?config_format=json").get("vllm_config")
+        if not isinstance(config, dict):
+            msg = f"{self.url}/server_info has no configuration in JSON"
+            raise EndpointError(msg)
+        return config
+
+    def world_size(self) -> int:
+        """Ranks of all its copies, as /get_world_size counts them; as `server_info`."""
+        size = self._json("/get_world_size").get("world_size")
+        if not isinstance(size, int):
+            msg = f"{self.url}/get_world_size has no number"
+            raise EndpointError(msg)
+        return size
+
+    def call_workers(self, method: str, seconds: float) -> list[Any]:
+        """What each worker answers to a call of one of its methods; as `server_info`.
+
+        Raises:
+            EndpointError: when one fails. From then on, vLLM takes answers for those to other
+                calls: do not call again.
+        """
+        data = self._json("/collective_rpc", {"method": method, "timeout": seconds}, seconds + 5)
+        found = data.get("results")
+        if not isinstance(found, list):
+            msg = f"{self.url}/collective_rpc has no results"
+            raise EndpointError(msg)
+        return found
 
     def metrics_page(self) -> bytes:
         """What /metrics says, as it says it."""
@@ -93,7 +149,8 @@ class Endpoint:
         """One real, streamed completion of exactly `tokens` tokens.
 
         Raises:
-            EndpointError: when anything but that comes back.
+            EndpointError: when anything but that comes back, EndpointTimeoutError when nothing does
+                for `timeout` seconds.
         """
         body = {
             "model": model,
@@ -107,22 +164,17 @@ class Endpoint:
         }
         started = time.perf_counter()
         try:
-            with self._session() as session:
-                response = session.post(
-                    f"{self.url}/v1/completions",
-                    json=body,
-                    stream=True,
-                    timeout=(_CONNECT_SECONDS, timeout),
-                    allow_redirects=False,
-                )
+            with self._answer("/v1/completions", timeout, json=body) as response:
                 return _completion(response, tokens, started, timeout)
-        except requests.RequestException as error:
+        except OSError as error:
             msg = f"the test completion failed: {_reason(error)}"
-            raise EndpointError(msg) from None
+            raise _kind(error)(msg) from None
 
-    def _json(self, path: str) -> Mapping[str, Any]:
+    def _json(
+        self, path: str, body: Mapping[str, Any] | None = None, seconds: float | None = None
+    ) -> Mapping[str, Any]:
         try:
-            data = json.loads(self._ok(path))
+            data = json.loads(self._ok(path, body, seconds))
         except (ValueError, RecursionError):
             msg = f"{self.url}{path} is not JSON"
             raise EndpointError(msg) from None
@@ -131,35 +183,55 @@ class Endpoint:
             raise EndpointError(msg)
         return data
 
-    def _ok(self, path: str) -> bytes:
-        status, body = self._get(path)
+    def _ok(
+        self, path: str, body: Mapping[str, Any] | None = None, seconds: float | None = None
+    ) -> bytes:
+        status, answer = self._ask(path, body, seconds)
         if status != requests.codes.ok:
             msg = f"{self.url}{path} answers HTTP {status}"
             raise EndpointError(msg)
-        return body
+        return answer
 
-    def _get(self, path: str) -> tuple[int, bytes]:
-        """Status and body."""
-        seconds = self.seconds or _ANSWER_SECONDS
+    def _ask(
+        self, path: str, body: Mapping[str, Any] | None = None, seconds: float | None = None
+    ) -> tuple[int, bytes]:
+        """Status and body of the answer to GET, or to POST where there is something to send."""
+        seconds = seconds or self.seconds or _ANSWER_SECONDS
         try:
-            with self._session() as session:
-                response = session.get(
-                    self.url + path,
-                    stream=True,
-                    timeout=(min(_CONNECT_SECONDS, seconds), seconds),
-                    allow_redirects=False,
-                )
-                return response.status_code, b"".join(_parts(response, seconds))
-        except requests.RequestException as error:
+            given = {} if body is None else {"json": body}
+            with self._answer(path, seconds, **given) as response:
+                return response.status_code, b"".join(body_parts(response, seconds))
+        except OSError as error:
             msg = f"{self.url}{path} does not answer: {_reason(error)}"
-            kind = EndpointTimeoutError if _is_timeout(error) else EndpointError
-            raise kind(msg) from None
+            raise _kind(error)(msg) from None
 
-    def _session(self) -> requests.Session:
-        session = requests.Session()
+    @contextmanager
+    def _answer(self, path: str, seconds: float, **body: Any) -> Iterator[requests.Response]:
+        """The answer to a GET, or with a body to a POST; its head is there."""
+        timeout = (min(_CONNECT_SECONDS, seconds), seconds)
+        with self.session() as session:
+            ask = partial(
+                session.request,
+                "POST" if body else "GET",
+                self.url + path,
+                stream=True,
+                timeout=timeout,
+                allow_redirects=False,
+                **body,
+            )
+            with _in_time(ask, sum(timeout)) as response:
+                yield response
+
+    def session(self) -> requests.Session:
+        """Where requests to this server, and to no other, are made from."""
+        session = _Session()
         # A proxy for the world must not see what goes to this machine.
         session.trust_env = not self.is_loopback
-        session.headers.update(self.headers)
+        session.verify = authorities()
+        # With an `auth` of its own it leaves ~/.netrc alone, which would replace our key.
+        session.auth = lambda request: request
+        # What is compressed has no bound on its size.
+        session.headers.update({**self.headers, "Accept-Encoding": "identity"})
         return session
 
 
@@ -175,8 +247,8 @@ def _completion(
     response: requests.Response, tokens: int, started: float, seconds: float
 ) -> Completion:
     if response.status_code != requests.codes.ok:
-        text = b"".join(_parts(response, seconds))[:2000].decode("utf-8", "replace")
-        msg = f"the test completion answers HTTP {response.status_code}: {text.strip()}"
+        text = _shown(b"".join(body_parts(response, seconds)))
+        msg = f"the test completion answers HTTP {response.status_code}: {text}"
         raise EndpointError(msg)
     first, fingerprint, counted = 0.0, "", 0
     for line in _lines(response, seconds):
@@ -189,26 +261,65 @@ def _completion(
             msg = f"the test completion streams what is not JSON: {line[:200]!r}"
             raise EndpointError(msg) from None
         if "error" in event:
-            msg = f"the test completion failed: {event['error']}"
+            msg = f"the test completion failed: {_shown(str(event['error']))}"
             raise EndpointError(msg)
-        fingerprint = event.get("system_fingerprint") or fingerprint
-        counted = (event.get("usage") or {}).get("completion_tokens", counted)
+        fingerprint = str(event.get("system_fingerprint") or fingerprint)
+        if isinstance(usage := event.get("usage"), dict):
+            counted = usage.get("completion_tokens", counted)
     if counted != tokens:
-        msg = f"the test completion has {counted} tokens instead of {tokens}"
+        msg = f"the test completion has {_shown(str(counted))} tokens instead of {tokens}"
         raise EndpointError(msg)
     return Completion(first, fingerprint)
 
 
 def _lines(response: requests.Response, seconds: float) -> Iterator[bytes]:
     rest = b""
-    for part in _parts(response, seconds, _MOST_STREAMED_BYTES):
+    for part in body_parts(response, seconds, _MOST_STREAMED_BYTES):
         *whole, rest = (rest + part).split(b"\n")
         yield from whole
     yield rest
 
 
-def _parts(response: requests.Response, seconds: float, most: int = _MOST_BYTES) -> Iterator[bytes]:
-    """The body as it comes, within the bounds on time and size that requests does not have."""
+def _in_time(ask: Callable[[], requests.Response], seconds: float) -> requests.Response:
+    """What `ask` returns, within so many seconds: requests only has a limit on the silence between
+    two bytes of the headers.
+    """
+    heard: SimpleQueue[requests.Response | OSError] = SimpleQueue()
+    is_late = Event()
+
+    def listen() -> None:
+        try:
+            response = ask()
+        except OSError as error:
+            heard.put(error)
+            return
+        heard.put(response)
+        if is_late.is_set():
+            response.close()
+
+    Thread(target=listen, daemon=True).start()
+    try:
+        found = heard.get(timeout=seconds)
+    except Empty:
+        is_late.set()
+        msg = f"no end of the headers within {seconds:g} s"
+        raise TimeoutError(msg) from None
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
+def body_parts(
+    response: requests.Response, seconds: float, most: int = _MOST_BYTES
+) -> Iterator[bytes]:
+    """The body as it comes, within the bounds on time and size that requests does not have.
+
+    Raises:
+        EndpointError: when it is beyond them, or is compressed, which has none.
+    """
+    if (coding := response.headers.get("Content-Encoding", "identity")) != "identity":
+        msg = f"{response.url} answers in {_shown(coding)}, which nobody asked for"
+        raise EndpointError(msg)
     deadline, left = time.monotonic() + seconds, most
     for part in response.iter_content(_PART_BYTES):
         left -= len(part)
@@ -221,18 +332,34 @@ def _parts(response: requests.Response, seconds: float, most: int = _MOST_BYTES)
         yield part
 
 
-def _is_timeout(error: requests.RequestException) -> bool:
+def _shown(told: bytes | str) -> str:
+    """As much of what a server says as a person reads."""
+    text = told if isinstance(told, str) else told[:_MOST_SHOWN].decode("utf-8", "replace")
+    return text[:_MOST_SHOWN].strip()
+
+
+def _kind(error: OSError) -> type[EndpointError]:
     # While the body comes, requests calls it an error of the connection.
     inner = error.args[0] if error.args else None
-    return isinstance(error, requests.Timeout) or isinstance(inner, ReadTimeoutError)
+    if isinstance(error, requests.Timeout | TimeoutError) or isinstance(inner, ReadTimeoutError):
+        return EndpointTimeoutError
+    is_untrusted = isinstance(_root(error), ssl.SSLCertVerificationError)
+    return EndpointTrustError if is_untrusted else EndpointError
 
 
 def _reason(error: BaseException) -> str:
     """The innermost reason of a nest of network exceptions."""
-    inner = error
-    while inner.args and isinstance(inner.args[-1], BaseException):
-        inner = inner.args[-1]
-    reason = getattr(inner, "reason", None)
-    if isinstance(reason, BaseException):
-        return _reason(reason)
+    inner = _root(error)
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({inner.verify_message}): where its authority is "
+            "your own, name the file of that in SSL_CERT_FILE"
+        )
     return str(inner).rpartition("object at")[2].partition(": ")[2] or str(inner)
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.args and isinstance(error.args[-1], BaseException):
+        error = error.args[-1]
+    reason = getattr(error, "reason", None)
+    return _root(reason) if isinstance(reason, BaseException) else error

@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from pytest_llmdeploy.evidence import Row, Status, Verdict
 from pytest_llmdeploy.report.checklist import Checklist
+from pytest_llmdeploy.secrets import redact
 
 _HEADERS = ("Check", "Requirement", "Result", "Status")
 _MARKUP = {
@@ -61,7 +62,18 @@ def write_checklist(
     for text in (*hints, *checklist.repairs):
         indented = textwrap.fill(text, width - 1, initial_indent="  → ", subsequent_indent="    ")
         reporter.write_line(indented)
+    for line in _introspection(checklist):
+        reporter.write_line(line)
     reporter.write_line(closing_line(checklist, seconds), **_VERDICT_MARKUP[checklist.verdict])
+
+
+def _introspection(checklist: Checklist) -> Iterator[str]:
+    """What the server was launched with besides the spec's own, and whether it was of use."""
+    found = (checklist.facts.get("server") or {}).get("introspection")
+    if found:
+        yield f"added by --deploy-introspect: {' '.join(found['added'])}"
+        if found["problem"]:
+            yield f"--deploy-introspect: {found['problem']}"
 
 
 def table_lines(rows: Sequence[Row], width: int) -> Iterator[tuple[str, Row | None]]:
@@ -146,7 +158,7 @@ class ProgressLine:
             return
         capture = self.config.pluginmanager.get_plugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
-            self._show(self.reporter, text)
+            self._show(self.reporter, redact(text))
 
     def _show(self, reporter: pytest.TerminalReporter, text: str) -> None:
         if reporter.isatty:

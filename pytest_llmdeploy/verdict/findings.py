@@ -9,6 +9,7 @@ from typing import Any
 from pytest_llmdeploy.evidence import Judgement
 from pytest_llmdeploy.verdict.decision import Decision
 
+LONGER = "raise max_duration or the rate"
 _TELLING = 1.5  # a design effect that is worth a word
 
 
@@ -58,15 +59,17 @@ def particulars(decision: Decision, what: str, saved: str) -> str:
     return f"({'; '.join(part for part in (counted(decision, what), about, saved) if part)})"
 
 
-def what_it_takes(decision: Decision, what: str = "over the limit") -> str:
-    """How many more requests would decide, without another violation."""
+def what_it_takes(decision: Decision, remedy: str, what: str = "over the limit") -> str:
+    """How many more requests would decide, without another violation; `remedy` says how they would
+    be sent.
+    """
     n, estimated = decision.n, decision.estimated_effect
     more = decision.rule.requests_to_pass(decision.over, estimated) - n
     effect = decision.design_effect
     worth = "" if effect < _TELLING else f", worth {n / effect:,.0f} independent ones,"
     return (
         f"{n:,} requests{worth} with {_count(decision.over)} {what} decide nothing; it takes "
-        f"{more:,} more without another one to pass: raise max_duration or the rate"
+        f"{more:,} more without another one to pass: {remedy}"
     )
 
 

@@ -11,7 +11,14 @@ from itertools import accumulate
 from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.units import show
 from pytest_llmdeploy.verdict.decision import Decision
-from pytest_llmdeploy.verdict.findings import counted, doubted, evidence, particulars, what_it_takes
+from pytest_llmdeploy.verdict.findings import (
+    LONGER,
+    counted,
+    doubted,
+    evidence,
+    particulars,
+    what_it_takes,
+)
 from pytest_llmdeploy.verdict.observation import Observation, weighted
 from pytest_llmdeploy.verdict.rule import Rule
 from pytest_llmdeploy.verdict.sequential import first
@@ -25,8 +32,8 @@ class Quantile:
     tested; the first answer stands. The bound shown is the limit at which the same test would just
     decide. `problem` says why what was measured can't pass, `invalid` why it decides nothing:
     unless it fails without the `clients` ms, too, which are all that may be wrong with any value.
-    `saved` is said in the row of what was decided before its time. `resolution` is the shortest
-    limit (ms) that the client can judge.
+    `saved` is said in the row of what was decided before its time, `remedy` in that of what was
+    not. `resolution` is the shortest limit (ms) that the client can judge.
     """
 
     values: Sequence[Observation]
@@ -37,6 +44,7 @@ class Quantile:
     saved: str = ""
     resolution: float = 0.0
     clients: float = math.inf
+    remedy: str = LONGER
 
     def at_most(self, limit: float, about: str = "") -> Judgement:
         """PASS or FAIL once the test decides, else INCONCLUSIVE; ERROR without any request."""
@@ -69,7 +77,8 @@ class Quantile:
             unit="ms",
             margin=_margin(limit, bound),
             evidence=found,
-            hint=self.problem or ("" if decision.answer is not None else what_it_takes(decision)),
+            hint=self.problem
+            or ("" if decision.answer is not None else what_it_takes(decision, self.remedy)),
         )
 
     def decide(self, limit: float) -> Decision:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.units import show
 from pytest_llmdeploy.verdict.decision import Decision
-from pytest_llmdeploy.verdict.findings import counted, doubted, evidence, particulars, what_it_takes
+from pytest_llmdeploy.verdict.findings import (
+    LONGER,
+    counted,
+    doubted,
+    evidence,
+    particulars,
+    what_it_takes,
+)
 from pytest_llmdeploy.verdict.rule import Rule
 
 _MISSED = "missed"
@@ -21,8 +28,8 @@ class Share:
 
     "At least p are good" is decided as a percentile is: those that are not are its violations.
     The bound shown is the share for which the same test would just decide; a test with an
-    indifference zone has none. `problem`, `invalid` and `saved` are those of a `Quantile`;
-    `spared` are the flags without what may be the client's.
+    indifference zone has none. `problem`, `invalid`, `saved` and `remedy` are those of a
+    `Quantile`; `spared` are the flags without what may be the client's.
     """
 
     good: Sequence[bool]
@@ -31,6 +38,7 @@ class Share:
     problem: str = ""
     invalid: str = ""
     saved: str = ""
+    remedy: str = LONGER
     spared: Sequence[bool] = ()
 
     def at_least(self, about: str = "") -> Judgement:
@@ -64,7 +72,9 @@ class Share:
             margin=None if bound is None else (bound - self.rule.p) / self.rule.p,
             evidence=found,
             hint=self.problem
-            or ("" if decision.answer is not None else what_it_takes(decision, _MISSED)),
+            or (
+                "" if decision.answer is not None else what_it_takes(decision, self.remedy, _MISSED)
+            ),
         )
 
     def decide(self) -> Decision:

@@ -180,7 +180,7 @@ CLOSED = {"name": "peak", "input_tokens": 8, "output_tokens": 8, "concurrency": 
 @pytest.mark.parametrize(
     ("arguments", "workloads", "message"),
     [
-        (["--url", "localhost:8000"], [STEADY], "--url: found 'localhost:8000': write http://"),
+        (["--url", "localhost:8000"], [STEADY], "--url: found 'localhost:8000': write a URL"),
         ([*URL, "--precision", "tight"], [STEADY], "--precision: 'tight' is not a fraction"),
         ([*URL, "--precision", "0"], [STEADY], "--precision: an interval without a width"),
         ([*URL, "--rates", "1,,2"], [STEADY], "--rates: '' is not a rate"),

@@ -104,7 +104,7 @@ def page(found: Sequence[Card], at: float | None = None) -> str:
 @dataclass
 class Pages:
     """What a server answers, by path, and who was asked for; may be changed while it runs. `{n}` in
-    a text is how many were answered before.
+    a text is how many were answered before. `posted` are the bodies that were sent to it.
     """
 
     url: str
@@ -112,6 +112,7 @@ class Pages:
     status: int = 200
     delay: float = 0.0
     hosts: list[str] = field(default_factory=list)
+    posted: list[bytes] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -144,6 +145,10 @@ def pages(texts: Mapping[str, str], host: str = "127.0.0.1", port: int = 0) -> I
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            found.posted.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             """Nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +19,15 @@ from tests.standin import Fault, Standin
 from tests.standin.settings import FaultKind
 
 WARMUP = 8
+SPEC = Spec.model_validate(
+    {"version": 1, "model": {"id": "m"}, "hardware": {"device": "cpu"}, "workloads": []}
+)
 
 
 def run(
     standin: Standin, sent: Workload, death: Callable[[], str] | None = None
 ) -> WorkloadTraffic:
-    spec = Spec.model_validate(
-        {"version": 1, "model": {"id": "m"}, "hardware": {"device": "cpu"}, "workloads": []}
-    ).model_copy(update={"workloads": (sent,)})
+    spec = SPEC.model_copy(update={"workloads": (sent,)})
     target = Target(endpoint=Endpoint(standin.url), model=MODEL, vocab=VOCAB, death=death)
     return run_workloads(spec, target)[sent]
 
@@ -141,6 +143,69 @@ def test_a_death_that_decided_everything_is_asked_for(standin: Standin) -> None:
     traffic = run(standin, sent, death)
     assert traffic.interrupted == died
     assert traffic.errors.entries["value"].value == 1
+
+
+@pytest.mark.parametrize(
+    ("after", "asked"),
+    [
+        (WARMUP + 10, {"rate": "20/s"}),
+        (WARMUP + 10, {"concurrency": 4}),
+        (WARMUP + 10, {"rate": "20/s", "require": {"errors": "0%"}}),
+        (0, {"rate": "20/s"}),
+    ],
+    ids=["open", "closed", "decided", "warm-up"],
+)
+def test_a_hang_interrupts(
+    standin: Standin, asked: dict[str, Any], after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Healthy, and no request gets a token any more: that is over, though new ones get headers."""
+    monkeypatch.setattr(runner, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(runner, "_DRAIN_SECONDS", 1.5)
+
+    def hang() -> str:
+        if len(standin.requests()) >= after:
+            standin.configure(ttft_ms=600_000)
+        return ""
+
+    hang()
+    began = time.monotonic()
+    traffic = run(standin, endless(max_duration="5min", **asked), hang)
+    assert time.monotonic() - began < 8
+    assert re.fullmatch(
+        r"the server hangs: no token for \d s while /health answers 200", traffic.interrupted
+    )
+    assert traffic.ttft.problem == traffic.interrupted
+    assert traffic.is_final
+
+
+def test_who_waits_for_a_seat_is_no_hang(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that nothing comes for is given up; another one is being answered all the while."""
+    monkeypatch.setattr(runner, "_PATIENCE_SECONDS", 0.7)
+    monkeypatch.setattr(runner, "_WARMUP_REQUESTS", 1)
+    standin.configure(max_num_seqs=1, tpot_ms=100)
+    traffic = run(standin, endless(concurrency=2, output_tokens=16))
+    assert traffic.outcomes["stalled"] >= 1
+    assert (traffic.interrupted, traffic.outcomes["ok"]) == ("", 1)
+
+
+def test_nothing_is_sent_to_a_dead_server(standin: Standin) -> None:
+    """The workloads that would follow say why they were not sent."""
+    died = "the server died: out of memory"
+    workloads = [endless(name=name, max_duration="30s") for name in ("first", "second")]
+    spec = SPEC.model_copy(update={"workloads": tuple(workloads)})
+    target = Target(endpoint=Endpoint(standin.url), model=MODEL, vocab=VOCAB, death=lambda: died)
+    traffic = run_workloads(spec, target)
+    assert [one.interrupted for one in traffic.values()] == [died, died]
+    assert len(traffic["second"].samples) == 0
+    assert len(standin.requests()) < 2 * WARMUP
+
+
+def test_a_server_that_died_before() -> None:
+    """What it died of is told, and not what failed for that reason."""
+    with Standin() as other:
+        other.kill()
+        traffic = run(other, endless(), lambda: "the server died: out of memory")
+    assert traffic.interrupted == "the server died: out of memory"
 
 
 def test_nothing_but_failures_interrupts(standin: Standin) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ Answer = Callable[[], Iterable[bytes]]
 
 
 @contextmanager
-def raw_server(answer: Answer) -> Iterator[str]:
+def raw_server(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The URL of a server that sends the parts of `answer()` and closes the connection."""
 
     class Handler(socketserver.BaseRequestHandler):
@@ -26,10 +27,12 @@ def raw_server(answer: Answer) -> Iterator[str]:
         block_on_close = False
 
     with Server(("127.0.0.1", 0), Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import time
 import tracemalloc
@@ -162,6 +163,37 @@ def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert completion == ["http://server/v1/completions does not come to an end within 0.3 s"]
 
 
+def test_headers_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that trickles is given up as well: no byte of it is late."""
+
+    def trickle() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nX: "
+        for _ in range(100):
+            yield b"x"
+            time.sleep(0.01)
+
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.1)
+    with raw_server(trickle) as url:
+        with refused(url) as texts:
+            Endpoint(url).version()
+        with refused(url) as completion:
+            complete(url, timeout=0.2)
+    assert texts == ["http://server/version does not answer: no end of the headers within 0.3 s"]
+    assert completion == ["the test completion failed: no end of the headers within 0.3 s"]
+
+
+def test_a_compressed_answer() -> None:
+    """Nobody asked for it, and a few bytes can stand for gigabytes."""
+    bomb = gzip.compress(bytes(32 * MIB))
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
+    with raw_server(lambda: [head, bomb]) as url:
+        for ask in (Endpoint(url).version, lambda: complete(url)):
+            with refused(url) as texts:
+                ask()
+            assert texts[0].endswith(" answers in gzip, which nobody asked for")
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -201,14 +233,18 @@ STREAMS: dict[str, Answer] = {
     "not even SSE": ok(b"hello"),
     "an array": ok(b'data: [1]\n\ndata: {"usage": null}\n\n'),
     "deep": ok(b'data: {"x":' + b"[" * 100_000 + b"\n\n"),
+    "a usage that is none": ok(b'data: {"usage": [1]}\n\n'),
+    "a fingerprint that is none": ok(b'data: {"system_fingerprint": {"a": 1}}\n\n'),
+    "an error without an end": ok(b'data: {"error": "' + b"x" * 900_000 + b'"}\n\n'),
 }
 
 
 @pytest.mark.parametrize("answer", STREAMS.values(), ids=STREAMS)
 def test_a_stream_of_something_else(answer: Answer) -> None:
     """A 200 with other contents is no completion."""
-    with raw_server(answer) as url, refused(url):
+    with raw_server(answer) as url, refused(url) as texts:
         complete(url)
+    assert len(texts[0]) < 1000
 
 
 def test_a_closed_port() -> None:

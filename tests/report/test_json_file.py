@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.probes.recording import Recording
 from pytest_llmdeploy.report import Checklist
 from pytest_llmdeploy.report.json_file import report, write_report
+from pytest_llmdeploy.serving.introspection import ADDED, WorkerFacts
 from tests.checks.scenes import gpus
 from tests.plan.deployments import made
 from tests.plan.test_search import STEADY
@@ -87,6 +88,19 @@ def test_a_key_that_is_missing_or_renamed_is_refused(path: tuple[str | int, ...]
     holder[f"{path[-1]}_renamed"] = holder.pop(path[-1])
     with pytest.raises(jsonschema.ValidationError):
         validate(document)
+
+
+def test_the_workers_of_a_server() -> None:
+    """What they say of themselves is all in the schema; a word that is not is refused."""
+    worker = asdict(WorkerFacts(pid=7, rank=0, local_rank=0, device="cpu", kv_bytes=9))
+    found = {"added": list(ADDED), "problem": ""}
+    server = {"url": "http://a", "workers": [worker], "introspection": found}
+    validate(report([checklist(facts={"server": server})]))
+    validate(report([checklist(facts={"server": {"workers": None, "introspection": None}})]))
+    wrong: Mapping[str, Any]
+    for wrong in ({"workers": [{**worker, "news": 1}]}, {"introspection": {"added": []}}):
+        with pytest.raises(jsonschema.ValidationError):
+            validate(report([checklist(facts={"server": {**server, **wrong}})]))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
 from pytest_llmdeploy.evidence import Row, Status
-from pytest_llmdeploy.report.terminal import closing_line, table_lines
+from pytest_llmdeploy.report.terminal import _introspection, closing_line, table_lines
 from tests.report.rows import checklist, row
 
 # What tests see of the world: narrow characters, spaces, and what other tools take for line ends.
@@ -67,6 +67,18 @@ def test_no_rows_no_table() -> None:
 def test_table(width: int, snapshot: SnapshotAssertion) -> None:
     """A typical table on a narrow and on a wide terminal."""
     assert "\n".join(line for line, _ in table_lines(TYPICAL, width)) == snapshot
+
+
+@pytest.mark.parametrize("problem", ["", "the workers do not answer"])
+def test_what_introspection_added(problem: str) -> None:
+    """It is said as it was added, and why it was of no use; without it nothing is."""
+    added = ["A=1", "--worker-extension-cls=a.B"]
+    facts = {"server": {"introspection": {"added": added, "problem": problem}}}
+    lines = ["added by --deploy-introspect: A=1 --worker-extension-cls=a.B"]
+    lines += [f"--deploy-introspect: {problem}"] if problem else []
+    assert list(_introspection(checklist(facts=facts))) == lines
+    assert not list(_introspection(checklist(facts={"server": {"introspection": None}})))
+    assert not list(_introspection(checklist(facts={"server": None})))
 
 
 @pytest.mark.parametrize(
