@@ -38,7 +38,13 @@ def _deployment(request: pytest.FixtureRequest) -> Iterator[Any]:
         pytest.skip("needs a deployment: give --deploy-spec")
     deployment = request.config.stash[SESSION].deployment(path)
     yield deployment
-    deployment.close()
+    try:
+        deployment.close()
+    except KeyboardInterrupt:
+        deployment.close()
+        # The second Ctrl-C of a run that ends already: nothing runs any more, the summary comes.
+        if request.session.exitstatus is not pytest.ExitCode.INTERRUPTED:
+            raise
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +82,12 @@ def server(_deployment: Deployment) -> Server:
 @pytest.fixture(scope="session")
 def traffic(_deployment: Deployment, server: Server) -> Traffic:  # noqa: ARG001 - comes first
     """What was sent to the server under the spec's workloads, and what came back."""
-    return _deployment.traffic
+    from pytest_llmdeploy.deployment import RefusedError  # noqa: PLC0415 - see above
+
+    try:
+        return _deployment.traffic
+    except RefusedError as refusal:
+        pytest.skip(str(refusal))
 
 
 @pytest.fixture(scope="session")

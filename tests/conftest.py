@@ -18,6 +18,15 @@ from tests.fake_nvml import H100, FakeNvml, build
 from tests.standin import Standin
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Launches of the tests are recorded, and devices locked, where no other run looks."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("runtime")
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield folder / "llmdeploy"
+
+
 @pytest.fixture(scope="module")
 def running() -> Iterator[Standin]:
     """The stand-in that the tests of one module share."""

@@ -13,13 +13,14 @@ from pytest_llmdeploy.spec import Spec
 @check(
     "Clean stop",
     launched=True,
-    hint="processes of the server outlive it: they would hold their devices",
+    hint="end and remove what is left: it would hold devices, ports and memory",
 )
 def clean_stop(stopped: Stopped, expect: Expect) -> None:
-    """No process of the server is left."""
-    left = ", ".join(stopped.processes)
+    """No process, socket, temporary file or shared memory of the server is left."""
+    left = ", ".join(name for names in stopped.left.values() for name in names)
     result = left or f"none left after {stopped.seconds:.1f} s"
-    evidence = {"source": "the process table", "processes": list(stopped.processes)}
+    source = "the process table, the sockets, the server's TMPDIR and /dev/shm after the stop"
+    evidence = {"source": source, **stopped.left, "removed": stopped.removed}
     expect.judge(judged(not left, "no process left", result, evidence=evidence))
 
 

@@ -16,6 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--settings", default="{}")
+    parser.add_argument("--worker-extension-cls", help="it has no workers")
     args = parser.parse_args()
     settings = Settings.from_json(args.settings)
     settings = settings.updated({"api_key": os.environ.get("VLLM_API_KEY", "")})

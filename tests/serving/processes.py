@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from pytest_llmdeploy.serving import Command
 REPOSITORY = Path(__file__).parents[2]
 
 # Prints its pid and those of a child and of a grandchild that is in a session of its own; the two
-# ignore SIGTERM, and so does the server itself where `stubborn` is set.
+# ignore SIGTERM. Where `stubborn` is set, the server itself only says that it got it; with
+# `serve`, another child is the stand-in.
 FAMILY = """
 import os, signal, subprocess, sys, time
 stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -26,9 +28,12 @@ child = stubborn + (
     " start_new_session=True); time.sleep(120)"
 )
 if "stubborn" in sys.argv:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: print("SIGTERM", flush=True))
 print(os.getpid(), flush=True)
 subprocess.Popen([sys.executable, "-c", "import os, signal; " + child])
+if "serve" in sys.argv:
+    given = sys.argv[sys.argv.index("serve") + 1 :]
+    subprocess.Popen([sys.executable, "-m", "tests.serving.fake_vllm", *given])
 time.sleep(120)
 """
 
@@ -58,6 +63,18 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def freeze(pid: int) -> None:
+    """Stops a process, and waits until not one of its threads runs."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    eventually(
+        lambda: all(
+            (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+            for thread in threads.iterdir()
+        )
+    )
 
 
 def alive_with(text: str) -> list[psutil.Process]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_llmdeploy.serving import Command
+from pytest_llmdeploy.serving import Command, supervisor
 from pytest_llmdeploy.serving import process as module
+from pytest_llmdeploy.serving.listening import addresses, is_open
 from pytest_llmdeploy.serving.process import ServerProcess
 from tests.serving.processes import (
     FAMILY,
@@ -33,6 +37,7 @@ Start = Callable[..., ServerProcess]
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts scripts as servers, with little patience; stops them all at the end."""
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(module, "TERM_SECONDS", 0.2)
     started = []
 
     def start(script: str, *arguments: str, **environment: str) -> ServerProcess:
@@ -81,6 +86,8 @@ def test_stop_ends_the_whole_family(start: Start) -> None:
     stopped = server.stop()
     assert [pid for pid in pids if is_alive(pid)] == []
     assert (list(stopped.processes), stopped.seconds < 12) == ([], True)
+    # By SIGKILL, and the report says whom.
+    assert len(stopped.removed["processes"]) == 3
     assert server.stop() is stopped
 
 
@@ -97,10 +104,10 @@ import json, sys, time
 from pathlib import Path
 from pytest_llmdeploy.serving import process
 from tests.serving.processes import FAMILY, eventually, family, python
-process.GRACE_SECONDS = 0.3
+process.GRACE_SECONDS, process.TERM_SECONDS = 0.3, 0.2
 server = process.ServerProcess(python(FAMILY), Path(sys.argv[1]))
 eventually(lambda: len(family(server.log_text())) == 3)
-print(json.dumps([server._supervisor.pid, str(server._folder / "tmp"), *family(server.log_text())]))
+print(json.dumps([server._supervisor.pid, str(server._scratch), *family(server.log_text())]))
 sys.stdout.flush()
 time.sleep(120)
 """
@@ -128,8 +135,8 @@ def test_a_killed_supervisor_takes_the_server_along(start: Start) -> None:
     """The server does not go on without anybody to end it."""
     server = start("import time; time.sleep(60)")
     server._supervisor.kill()
-    eventually(lambda: not is_alive(server.pid))
-    assert server.returncode == -signal.SIGKILL
+    eventually(lambda: server.returncode == -signal.SIGKILL)
+    assert not is_alive(server.pid)
 
 
 def test_the_scratch_folder_goes(start: Start) -> None:
@@ -144,7 +151,6 @@ def test_the_scratch_folder_goes(start: Start) -> None:
     assert len(str(left.parent)) < 60
     server.stop()
     assert not left.parent.exists()
-    assert not server._folder.exists()
 
 
 def test_the_log_can_be_read_all_along(start: Start) -> None:
@@ -154,8 +160,7 @@ def test_the_log_can_be_read_all_along(start: Start) -> None:
         "sys.stdout.buffer.write(b'out \\xff\\n'); sys.stdout.flush()\n"
         "print('err', file=sys.stderr, flush=True); time.sleep(60)"
     )
-    eventually(lambda: server.last_line() == "err")
-    assert server.log_text() == "out \ufffd\nerr\n"
+    eventually(lambda: server.log_text() == "out \ufffd\nerr\n")
     server.stop()
     assert server.log_text() == "out \ufffd\nerr\n"
 
@@ -191,3 +196,159 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     assert time.monotonic() - began < 12
     after = {process.pid for process in psutil.Process().children(recursive=True)}
     assert after <= before
+
+
+def test_what_was_said_last_is_there_when_the_end_is_seen(start: Start) -> None:
+    """The cause of a death is in the log by the time that the exit code is known."""
+    server = start("print('x' * 1_000_000); print('the cause'); raise SystemExit(3)")
+    eventually(lambda: server.returncode is not None)
+    assert server.last_line() == "the cause"
+
+
+def test_an_end_is_seen_before_the_sweep(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children that do not end keep nobody from knowing."""
+    monkeypatch.setattr(module, "TERM_SECONDS", 30.0)
+    server, pids = with_family(start)
+    os.kill(server.pid, signal.SIGKILL)
+    eventually(lambda: server.returncode == -signal.SIGKILL)
+    assert any(map(is_alive, pids[1:]))
+    server._supervisor.send_signal(signal.SIGUSR1)
+    eventually(lambda: not any(map(is_alive, pids)))
+
+
+def test_an_interrupt_of_the_stop_ends_the_patience_only(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C, or a time-out's signal, is raised when all has gone, and that soon."""
+    monkeypatch.setattr(module, "GRACE_SECONDS", 30.0)
+    server, pids = with_family(start, "stubborn")
+
+    def interrupt() -> None:
+        eventually(lambda: "SIGTERM" in server.log_text())
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            server.stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not any(map(is_alive, pids))
+    assert server.stop().seconds < 10
+    assert not server._scratch.exists()
+
+
+def test_a_supervisor_that_hangs_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its time it is killed, and what it should have ended is swept."""
+    monkeypatch.setattr(module, "_SWEEP_SECONDS", 0.1)
+    server, pids = with_family(start)
+    eventually(lambda: set(pids) <= recorded(server))
+    server._supervisor.send_signal(signal.SIGSTOP)
+    stopped = server.stop()
+    assert not any(map(is_alive, pids))
+    assert not any(stopped.left.values())
+    # The server itself went with its supervisor.
+    assert len(stopped.removed["processes"]) >= 2
+
+
+def test_a_full_disk_neither_ends_nor_blocks_a_server(start: Start, tmp_path: Path) -> None:
+    """Of its log, what did not fit is counted; it is stopped and swept as ever."""
+    server = start(
+        "import os, sys, time\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n"
+        "print('x' * 1_000_000, flush=True); os.rename(sys.argv[1], sys.argv[2])\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n"
+        "print('again', flush=True); time.sleep(60)",
+        str(tmp_path / "go"),
+        str(tmp_path / "gone"),
+    )
+    keeper = psutil.Process(server._supervisor.pid)
+    _, hard = keeper.rlimit(psutil.RLIMIT_FSIZE)
+    keeper.rlimit(psutil.RLIMIT_FSIZE, (0, hard))
+    (tmp_path / "go").touch()
+    eventually((tmp_path / "gone").exists)
+    assert (server.returncode, server.log_text()) == (None, "")
+    keeper.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))
+    (tmp_path / "go").touch()
+    eventually(lambda: server.last_line() == "again")
+    assert "\n[1,000,001 bytes of the log could not be written here]\n" in server.log_text()
+    keeper.rlimit(psutil.RLIMIT_FSIZE, (0, hard))
+    assert not any(server.stop().left.values())
+    assert server.returncode == -signal.SIGTERM
+
+
+SHARING = """
+import mmap, os, sys, time
+kept = []
+for name in sys.argv[1:]:
+    file = open(f"/dev/shm/{name}", "w+b")
+    file.truncate(4096)
+    kept.append(mmap.mmap(file.fileno(), 4096))
+print("mapped", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def segments() -> Iterator[list[Path]]:
+    """Names in shared memory that nobody has."""
+    found = [supervisor.SHARED_MEMORY / f"llmd-test-{os.getpid()}-{number}" for number in range(3)]
+    yield found
+    for path in found:
+        path.unlink(missing_ok=True)
+
+
+def test_shared_memory_is_removed_when_it_is_the_servers(
+    start: Start, segments: list[Path]
+) -> None:
+    """Not what somebody else made meanwhile, nor what somebody else has mapped."""
+    own, shared, foreign = segments
+    server = start(SHARING, own.name, shared.name)
+    foreign.touch()
+    eventually(lambda: server.last_line() == "mapped")
+    eventually(
+        lambda: {own.name, shared.name} <= {*json.loads(server._record.read_text())["shared"]}
+    )
+    with shared.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+        server._supervisor.send_signal(signal.SIGTERM)
+        stopped = server.stop()
+    assert [path.exists() for path in segments] == [False, True, True]
+    assert list(stopped.shared_memory) == [shared.name]
+    assert stopped.removed["shared memory"] == [own.name]
+
+
+def test_shared_memory_of_a_server_that_dies_at_once(start: Start, segments: list[Path]) -> None:
+    """Its child has it for less than a look; it is removed all the same."""
+    own = segments[0]
+    server = start(
+        "import os, subprocess, sys\n"
+        "argv = [sys.executable, '-c', sys.argv[1], sys.argv[2]]\n"
+        "child = subprocess.Popen(argv, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); os._exit(0)",
+        SHARING,
+        own.name,
+    )
+    eventually(lambda: server.returncode == 0)
+    assert server.stop().removed["shared memory"] == [own.name]
+    assert not own.exists()
+
+
+def test_an_address_that_still_answers_is_left(start: Start) -> None:
+    """Where a process of the server listened, nobody may listen afterwards."""
+    server = start(
+        "import socket, time; own = socket.create_server(('127.0.0.1', 0))\n"
+        "print(own.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    eventually(lambda: server.last_line().isdigit())
+    assert addresses(server.tree()) == [("127.0.0.1", int(server.last_line()))]
+    assert list(server.stop().sockets) == []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        host, port = other.getsockname()
+        assert is_open(port, host)
+    assert not is_open(port, host)
+
+
+def recorded(server: ServerProcess) -> set[int]:
+    """The descendants in the record of a launch."""
+    return {pid for pid, _ in json.loads(server._record.read_text())["descendants"]}
