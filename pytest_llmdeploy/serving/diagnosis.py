@@ -1,46 +1,101 @@
-"""Why a server did not start, or died: one sentence, the decisive log line, what to change."""
+"""Why a server did not start, or died: one sentence, the decisive log line, what to change.
+
+The causes that are known are in `causes.json`, by name and the most telling first. `fatal` are
+those after whose line no server recovers, though its processes may go on for long; a `consequence`
+follows from an error that stands above it in the log, if there is one.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_ROOT = re.compile(r"\b\w*(?:Error|Exception)\b: |Value error,|: error: ")
-# What vLLM prints when something else has already said what is wrong.
-_GENERIC = re.compile(r"See root cause above|Traceback|visit https://errors\.pydantic")
+_ROOT = re.compile(r"\b\w*(?:Error|Exception)\b(?:: |$)|Value error,|: error: ")
+# What is printed when something else has already said what is wrong.
+_GENERIC = re.compile(
+    r"[Ss]ee root cause above|[Ss]ee stack trace|Traceback|visit https://errors\.pydantic"
+    r"|EngineDeadError|Worker failed with error|WorkerProc initialization failed"
+    r"|CancelledError|Connection (?:closed|reset) by peer"
+)
+# What was logged below an error ended nothing: vLLM goes on after a warning in the same words. But
+# for the end of a process.
+_HARMLESS = re.compile(r"(?:\([^)]*\)\s*)*(?:DEBUG|INFO|WARNING)\b(?!.* unexpectedly\b)")
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)*(?:(?:ERROR|INFO|WARNING) [\d:. -]+\[[^\]]*\]\s*)?")
+# What pydantic adds to a message.
+_INPUT = re.compile(r" \[type=\w+, input_value=.*")
 _LONGEST = 300
+_KILLED = "the kernel's out-of-memory killer does that: see dmesg"
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """`line` is the decisive line of the log, `hint` what to change; either may be empty."""
+    """`line` is the decisive line of the log, `hint` what to change; either may be empty. `name` is
+    that of a known cause.
+    """
 
     cause: str
     line: str = ""
     hint: str = ""
+    name: str = ""
 
     def __str__(self) -> str:
         return f"{self.cause}: {self.line}" if self.line else self.cause
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One entry of the catalogue."""
+
+    pattern: re.Pattern[str]
+    cause: str
+    hint: str
+    fatal: bool = False
+    consequence: bool = False
+
+
 def diagnose(log: str, returncode: int | None) -> Diagnosis:
     """What the log and the exit code (None: still running) say about a server that failed."""
-    lines = [_ANSI.sub("", line).rstrip() for line in log.splitlines()]
-    for pattern, cause, hint in _causes():
-        for line in lines:
-            if pattern.search(line):
-                return Diagnosis(cause, _trimmed(line), hint)
-    for line in lines:
-        if _ROOT.search(line) and not _GENERIC.search(line):
-            return Diagnosis(_ended(returncode), _trimmed(line), "see the server's log")
-    return Diagnosis(_ended(returncode), _last(lines), "see the server's log")
+    lines = _lines(log)
+    for name, cause in known_causes().items():
+        for number, line in enumerate(lines):
+            if cause.pattern.search(line):
+                above = next(_roots(lines[:number]), line) if cause.consequence else line
+                return Diagnosis(cause.cause, _trimmed(above), cause.hint, name)
+    line = next(_roots(lines), "") or _last(log)
+    hint = _KILLED if returncode == -signal.SIGKILL else "see the server's log"
+    return Diagnosis(_ended(returncode), _trimmed(line), hint)
+
+
+def is_hopeless(log: str) -> bool:
+    """Whether a server that writes this can't become ready any more, though it still runs."""
+    fatal = [cause.pattern for cause in known_causes().values() if cause.fatal]
+    return any(pattern.search(line) for line in _lines(log) for pattern in fatal)
+
+
+@cache
+def known_causes() -> Mapping[str, Cause]:
+    raw = json.loads(Path(__file__).with_name("causes.json").read_text(encoding="utf-8"))
+    return {
+        name: Cause(**{**entry, "pattern": re.compile(entry["pattern"])})
+        for name, entry in raw["causes"].items()
+    }
+
+
+def _lines(log: str) -> Sequence[str]:
+    """The lines that may say why something failed."""
+    lines = (_ANSI.sub("", line).rstrip() for line in log.splitlines())
+    return [line for line in lines if not _HARMLESS.match(line)]
+
+
+def _roots(lines: Sequence[str]) -> Iterator[str]:
+    """The lines that name an error, and not only say that there was one."""
+    return (line for line in lines if _ROOT.search(line) and not _GENERIC.search(line))
 
 
 def _ended(returncode: int | None) -> str:
@@ -52,15 +107,10 @@ def _ended(returncode: int | None) -> str:
 
 
 def _trimmed(line: str) -> str:
-    text = _PREFIX.sub("", line).strip()
+    text = _INPUT.sub("", _PREFIX.sub("", line)).strip()
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def _last(lines: Sequence[str]) -> str:
-    return next((_trimmed(line) for line in reversed(lines) if line.strip()), "")
-
-
-@cache
-def _causes() -> list[tuple[re.Pattern[str], str, str]]:
-    raw = json.loads(Path(__file__).with_name("causes.json").read_text(encoding="utf-8"))
-    return [(re.compile(c["pattern"]), c["cause"], c["hint"]) for c in raw["causes"]]
+def _last(log: str) -> str:
+    """The last line, whatever it is."""
+    return next((_ANSI.sub("", line) for line in reversed(log.splitlines()) if line.strip()), "")

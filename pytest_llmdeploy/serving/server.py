@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmdeploy.evidence import Evidence
@@ -15,8 +16,10 @@ from pytest_llmdeploy.spec import Spec
 if TYPE_CHECKING:
     from pytest_llmdeploy.probes.endpoint import Endpoint
     from pytest_llmdeploy.probes.metrics import Metrics
+    from pytest_llmdeploy.probes.server_info import Settings
+    from pytest_llmdeploy.serving.introspection import Introspection
 
-_FINGERPRINT = re.compile(r"vllm-(?P<version>[^-]+)-(?P<modes>(?:[a-z]+\d+-)*)[0-9a-f]+")
+_MOST_AT_ONCE = 32
 
 
 class ServerFailedError(Exception):
@@ -25,13 +28,28 @@ class ServerFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """What a server left behind when it was stopped: its processes, and what is in use of the
-    devices once no more comes back.
+    """What a server left behind when it was stopped: its processes, the addresses where it still
+    listens, its temporary files, its shared memory, and what is in use of the devices once no more
+    comes back. `removed` is what we had to remove after it, by kind.
     """
 
     processes: Sequence[str]
     seconds: float
     devices: Devices = field(default_factory=lambda: Devices((), "the devices after the stop"))
+    sockets: Sequence[str] = ()
+    files: Sequence[str] = ()
+    shared_memory: Sequence[str] = ()
+    removed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def left(self) -> Mapping[str, Sequence[str]]:
+        """What is left, by kind and name."""
+        return {
+            "processes": list(self.processes),
+            "sockets": list(self.sockets),
+            "temporary files": list(self.files),
+            "shared memory": list(self.shared_memory),
+        }
 
 
 def unwatched() -> Xids:
@@ -45,7 +63,8 @@ class Server:
 
     `model` is its entry of /v1/models, `cache` the labels of `vllm:cache_config_info` of its first
     engine (empty when it does not report them), `stages` the seconds of each stage of its start,
-    `replicas` the endpoints of every replica behind `endpoint` (none: it is the only one).
+    `replicas` the endpoints of every replica behind `endpoint` (none: it is the only one),
+    `introspection` what its workers say of themselves (None: nobody asked).
     `read_devices`, `read_death`, `read_pids` (its processes, where they can be seen from here) and
     `read_xids` look anew each time; so does `read_changing`, at what changes of the devices from
     one second to the next, where that is less than all.
@@ -67,6 +86,7 @@ class Server:
     replicas: Sequence[Endpoint] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
     pid: int | None = None
+    introspection: Introspection | None = None
 
     @property
     def url(self) -> str:
@@ -97,17 +117,30 @@ class Server:
 
     def parallel_facts(self) -> Mapping[str, int]:
         """Sizes that the system fingerprint gives away ({"tp": 2}); empty when it is hidden."""
-        match = _FINGERPRINT.fullmatch(self.fingerprint)
-        if match is None:
-            return {}
-        sizes = {"tp": 1, "pp": 1, "dp": 1}
-        for mode in filter(None, match["modes"].split("-")):
-            name = mode.rstrip("0123456789")
-            sizes[name] = int(mode[len(name) :])
-        return sizes
+        from pytest_llmdeploy.probes.server_info import parallel_sizes  # noqa: PLC0415 - if live
+
+        return parallel_sizes(self.fingerprint)
+
+    def settings(self) -> Mapping[str, Settings]:
+        """What the server tells of its settings, and each of its replicas of its own, by URL."""
+        from pytest_llmdeploy.probes.server_info import (  # noqa: PLC0415 - if live
+            read_settings,
+            settings_in_dev_mode,
+            settings_told,
+        )
+
+        told = settings_told(self.model, self.version, self.parallel_facts(), self.cache)
+        found = {self.url: {**told, **settings_in_dev_mode(self.endpoint)}}
+        if not self.replicas:
+            return found
+        ask = partial(read_settings, wanted=self.spec.served_model)
+        with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
+            asked = pool.map(ask, self.replicas)
+            return found | {e.url: own for e, own in zip(self.replicas, asked, strict=True)}
 
     def to_json(self) -> dict[str, Any]:
         """The `server` object of the report."""
+        asked = self.introspection
         return {
             "url": self.url,
             "command": self.command or None,
@@ -117,4 +150,6 @@ class Server:
             "max_model_len": self.max_model_len,
             "stages": dict(self.stages),
             "cache": dict(self.cache),
+            "workers": asked and [asdict(worker) for worker in asked.workers],
+            "introspection": asked and {"added": list(asked.added), "problem": asked.problem},
         }

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -17,7 +16,7 @@ import psutil
 from pytest_llmdeploy.evidence import Evidence
 from pytest_llmdeploy.probes import Devices, read_used_gpus
 from pytest_llmdeploy.probes.addresses import behind
-from pytest_llmdeploy.probes.endpoint import Endpoint, EndpointError
+from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.probes.exporter import Exporter
 from pytest_llmdeploy.probes.fields import CHANGING, Field
 from pytest_llmdeploy.probes.host import staged
@@ -25,38 +24,54 @@ from pytest_llmdeploy.probes.replicas import cache_facts
 from pytest_llmdeploy.probes.workers import Workers
 from pytest_llmdeploy.serving.command import LaunchError, launch_command
 from pytest_llmdeploy.serving.diagnosis import diagnose
+from pytest_llmdeploy.serving.introspection import introspected
+from pytest_llmdeploy.serving.listening import listeners
 from pytest_llmdeploy.serving.process import ServerProcess, free_port
+from pytest_llmdeploy.serving.readiness import PortTakenError, Progress, Readiness
 from pytest_llmdeploy.serving.server import Server, ServerFailedError, unwatched
 from pytest_llmdeploy.spec import Spec
 
-Progress = Callable[[str], None]
-_T = TypeVar("_T")
-
-_POLL_SECONDS = 0.2
-_PROBE_TOKENS = 4
-_PROBE_PROMPT = [11, 12, 13, 14]
-_COMPLETION_SECONDS = 60.0
+# A port may be taken between its choice and the server's bind: so often another one is tried.
+_OTHER_PORTS = 3
 # A server to attach to is expected to be there.
 _ATTACH_SECONDS = 3.0
 _UNSEEN = "unsupported: the server's processes can't be seen from here"
 
 
-def launch(spec: Spec, log: Path, progress: Progress) -> tuple[Server, ServerProcess]:
-    """Starts a server for `spec` and waits until it has answered a real completion.
+def launch(
+    spec: Spec, log: Path, progress: Progress, *, introspect: bool = False
+) -> tuple[Server, ServerProcess]:
+    """Starts a server for `spec` and waits until it has answered a real completion; one whose
+    workers can be asked, with `introspect`.
 
     Raises:
         ServerFailedError: with the cause, the decisive log line and a hint; nothing is left.
     """
+    deadline = time.monotonic() + spec.serve.startup_timeout.seconds
+    for _ in range(_OTHER_PORTS):
+        try:
+            return _launch(spec, log, progress, deadline, introspect)
+        except PortTakenError as taken:
+            progress(f"server   trying another port: {str(taken).splitlines()[0]}")
+    return _launch(spec, log, progress, deadline, introspect)
+
+
+def _launch(
+    spec: Spec, log: Path, progress: Progress, deadline: float, introspect: bool
+) -> tuple[Server, ServerProcess]:
     port = free_port()
     try:
         command = launch_command(spec, port)
-        process = ServerProcess(command, log)
+        command = introspected(command) if introspect else command
+        process = ServerProcess(command, log, devices=_uuids(spec), spec=spec.name)
     except (LaunchError, OSError) as error:
         raise ServerFailedError(str(error)) from None
     key = command.environment.get("VLLM_API_KEY", os.environ.get("VLLM_API_KEY"))
     endpoint = Endpoint(f"http://127.0.0.1:{port}", key)
+    seconds, began = spec.serve.startup_timeout.seconds, process.started
     try:
-        return _Start(spec, endpoint, progress, process).ready(), process
+        readiness = Readiness(endpoint, progress, seconds, deadline, process, began=began)
+        return _Start(spec, readiness).ready(), process
     except BaseException:
         process.stop()
         raise
@@ -70,37 +85,40 @@ def attach(spec: Spec, url: str, progress: Progress) -> Server:
     """
     probes = spec.attach.probes if spec.attach else None
     exporter = Exporter.of(probes) if probes else None
-    return _Start(spec, _engine(url), progress, exporter=exporter).ready()
+    said = spec.attach.model_fields_set if spec.attach else ()
+    blame = "attach" if said else "--deploy-url"
+    deadline = time.monotonic() + _ATTACH_SECONDS
+    readiness = Readiness(_engine(url), progress, _ATTACH_SECONDS, deadline, blame=blame)
+    return _Start(spec, readiness, exporter=exporter).ready()
 
 
 @dataclass
 class _Start:
     spec: Spec
-    endpoint: Endpoint
-    progress: Progress
-    process: ServerProcess | None = None
-    began: float = field(default_factory=time.monotonic)
-    stages: dict[str, float] = field(default_factory=dict)
+    readiness: Readiness
     exporter: Exporter | None = None
     replicas: Sequence[Endpoint] = ()
 
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.readiness.endpoint
+
+    @property
+    def process(self) -> ServerProcess | None:
+        return self.readiness.process
+
     def ready(self) -> Server:
-        self._wait_for_health()
-        self.replicas = self._answer(lambda: _replicas(self.spec))
-        models = self._answer(self.endpoint.models)
-        version = self._answer(self.endpoint.version)
-        self._stage("models")
+        readiness = self.readiness
+        readiness.wait_for_health()
+        self.replicas = readiness.ask(lambda: _replicas(self.spec))
+        models = readiness.ask(self.endpoint.models)
+        version = readiness.ask(self.endpoint.version)
+        readiness.reach("models")
         wanted = self.spec.served_model
         ids = [str(model.get("id")) for model in models]
         # What it serves is judged by a check; to load it, any name that it knows will do.
         model = models[ids.index(wanted)] if wanted in ids else models[0] if models else {}
-        name = str(model.get("id", wanted))
-        completion = self._answer(
-            lambda: self.endpoint.complete(
-                name, _PROBE_PROMPT, _PROBE_TOKENS, timeout=_COMPLETION_SECONDS
-            )
-        )
-        self._stage("first completion")
+        completion = readiness.first_completion(str(model.get("id", wanted)))
         return Server(
             spec=self.spec,
             endpoint=self.endpoint,
@@ -116,46 +134,9 @@ class _Start:
             replicas=self.replicas,
             read_pids=self._pids,
             read_changing=lambda: self._devices(CHANGING),
-            stages=self.stages,
+            stages=readiness.stages,
             pid=self.process.pid if self.process else None,
         )
-
-    def _wait_for_health(self) -> None:
-        allowed = self.spec.serve.startup_timeout
-        seconds = allowed.seconds if self.process else _ATTACH_SECONDS
-        while not self.endpoint.is_healthy():
-            if self.process and self.process.returncode is not None:
-                raise self._failed()
-            if time.monotonic() - self.began > seconds:
-                msg = f"no answer at {self.endpoint.url}/health within {seconds:g} s"
-                raise self._failed(msg)
-            last = self.process.last_line() if self.process else self.endpoint.url
-            self.progress(f"server   starting, {time.monotonic() - self.began:.0f} s   {last}")
-            time.sleep(_POLL_SECONDS)
-        self._stage("healthy")
-
-    def _stage(self, name: str) -> None:
-        self.stages[name] = time.monotonic() - self.began
-        self.progress(f"server   {name} after {self.stages[name]:.1f} s")
-
-    def _answer(self, ask: Callable[[], _T]) -> _T:
-        try:
-            return ask()
-        except EndpointError as error:
-            raise self._failed(str(error)) from None
-
-    def _failed(self, what: str = "") -> ServerFailedError:
-        if self.process is None:
-            said = self.spec.attach.model_fields_set if self.spec.attach else ()
-            where = "attach" if said else "--deploy-url"
-            return ServerFailedError(f"{what}\nhint: check {where}, and that the server is up")
-        found = diagnose(self.process.log_text(), self.process.returncode)
-        lines = [f"the server did not become ready: {found.cause}"]
-        lines += [f"it: {what}"] if what and found.cause not in what else []
-        lines += [f"log: {found.line}"] if found.line else []
-        lines += [f"hint: {found.hint}"] if found.hint else []
-        lines.append(f"command: {self.process.command}")
-        return ServerFailedError("\n".join([*lines, f"whole log: {self.process.log}"]))
 
     def _cache_facts(self) -> Mapping[str, str]:
         """Those of the replica that holds the least: each gets its share of the requests."""
@@ -166,9 +147,12 @@ class _Start:
         if self.process is None:
             problem = "unsupported: this run did not launch the server"
             return Evidence(None, "ms", source, problem=problem)
-        return Evidence(self.stages["first completion"] * 1000, "ms", source, time.time())
+        return Evidence(self.readiness.stages["first completion"] * 1000, "ms", source, time.time())
 
     def _devices(self, fields: Collection[Field] | None = None) -> Devices:
+        # The GPUs of a server that died are empty, and look like a good result.
+        if death := self._death():
+            return Devices((), "the server's devices", f"error: {death}")
         if self.exporter is not None:
             return staged(self.spec, self.exporter.devices())
         if self.spec.hardware.device.platform == "cuda":
@@ -202,6 +186,13 @@ class _Start:
         return f"the server died: {found}"
 
 
+def _uuids(spec: Spec) -> Sequence[str]:
+    """The GPUs that a server of this spec gets."""
+    if spec.hardware.device.platform != "cuda":
+        return ()
+    return [device.identity for device in read_used_gpus(spec, ()) if device.identity]
+
+
 def _engine(url: str) -> Endpoint:
     return Endpoint(url.rstrip("/").removesuffix("/v1"), os.environ.get("VLLM_API_KEY"))
 
@@ -220,14 +211,7 @@ def _held(facts: Mapping[str, str]) -> float:
 
 def _listener(endpoint: Endpoint) -> int | None:
     """The process on this machine that listens where `endpoint` is, if it can be seen."""
-    if not endpoint.is_loopback:
-        return None
     port = urlsplit(endpoint.url).port
-    try:
-        connections = psutil.net_connections("tcp")
-    except psutil.AccessDenied:
+    if not endpoint.is_loopback or port is None:
         return None
-    listening = (c for c in connections if c.status == psutil.CONN_LISTEN and c.laddr)
-    return next(
-        (c.pid for c in listening if getattr(c.laddr, "port", None) == port and c.pid), None
-    )
+    return next(filter(None, sorted(listeners(port), key=str)), None)
