@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.load import Traffic
@@ -15,7 +17,7 @@ from pytest_llmdeploy.plan import Plan, plan
 from pytest_llmdeploy.probes import Devices, Host, read_host, read_used_gpus
 from pytest_llmdeploy.probes.host import is_loopback
 from pytest_llmdeploy.probes.occupancy import returned
-from pytest_llmdeploy.serving import Server, ServerFailedError, Stopped
+from pytest_llmdeploy.serving import LaunchError, Server, ServerFailedError, Stopped
 from pytest_llmdeploy.spec import Spec
 
 if TYPE_CHECKING:
@@ -34,12 +36,15 @@ class RefusedError(Exception):
 
 @dataclass
 class Deployment:
-    """`url` attaches instead of launching; `log` is where a launched server writes."""
+    """`url` attaches instead of launching; `log` is where a launched server writes, `introspect`
+    has its workers asked.
+    """
 
     spec: Spec
     log: Path
     url: str | None = None
     progress: Callable[[str], None] = lambda _text: None
+    introspect: bool = False
     _process: ServerProcess | None = field(default=None, init=False)
     _server: Server | None = field(default=None, init=False)
     _failure: ServerFailedError | None = field(default=None, init=False)
@@ -54,6 +59,7 @@ class Deployment:
 
     @cached_property
     def host(self) -> Host:
+        self._sweep_abandoned()
         return read_host(self.spec, url=self.url)
 
     @property
@@ -87,13 +93,18 @@ class Deployment:
 
     @cached_property
     def traffic(self) -> Traffic:
-        """What came back of all workloads of the spec."""
+        """What came back of all workloads of the spec.
+
+        Raises:
+            RefusedError: when it may not be put under load.
+        """
         from pytest_llmdeploy.load.runner import run_workloads  # noqa: PLC0415 - if live
         from pytest_llmdeploy.probes.sampler import Sampler  # noqa: PLC0415 - if live
 
-        target, server = self.target(), self.server
+        server = self.server
         if not self.spec.workloads:
             return Traffic({})
+        target = self.target()
         with Sampler(server.read_changing or server.read_devices) as sampler:
             result = run_workloads(self.spec, target)
         result = replace(result, devices=sampler.recording)
@@ -104,17 +115,29 @@ class Deployment:
         """The server as what is put under load.
 
         Raises:
-            RefusedError, ServerFailedError: as `server`.
+            RefusedError, ServerFailedError: as `server`, and when it is on another machine and the
+                spec does not say that it may be put under load.
         """
-        from pytest_llmdeploy.load.runner import Target  # noqa: PLC0415 - if live
+        from pytest_llmdeploy.load.runner import Allowance, Target  # noqa: PLC0415 - if live
+        from pytest_llmdeploy.serving.hang import stopped_processes  # noqa: PLC0415 - if live
 
-        server, shape = self.server, self.plan.shape
+        server, shape, attach = self.server, self.plan.shape, self.spec.attach
+        if self.url is not None and not is_loopback(self.url) and not (attach and attach.load):
+            host = urlsplit(self.url).netloc
+            raise RefusedError(
+                f"no load is sent to {host}, which is another machine: for the spec to allow it, "
+                "write attach: {url: …, load: true}"
+            )
         return Target(
             endpoint=server.endpoint,
             replicas=server.replicas,
             model=str(server.model.get("id")),
             death=server.read_death if server.pid else None,
+            stopped=lambda: stopped_processes(server.read_pids()),
             progress=lambda text: self.progress(f"traffic  {text}"),
+            allowance=Allowance(attach.max_requests, attach.max_concurrency)
+            if attach
+            else Allowance(),
             **({"vocab": shape.vocab} if shape else {}),
         )
 
@@ -133,10 +156,12 @@ class Deployment:
 
     def close(self) -> None:
         """Stops what was launched; harmless when nothing was, or when it is stopped already."""
-        if self._process is not None:
-            self._process.stop()
-        if self._watch is not None:
-            self._watch.close()
+        try:
+            if self._process is not None:
+                self._process.stop()
+        finally:
+            if self._watch is not None:
+                self._watch.close()
 
     def to_json(self) -> dict[str, Any]:
         """The parts `plan`, `server`, `traffic` and `devices` of the report."""
@@ -172,24 +197,43 @@ class Deployment:
         return is_here and self.spec.hardware.device.platform == "cuda"
 
     def _start(self) -> Server:
+        from pytest_llmdeploy.serving.introspection import introspect  # noqa: PLC0415 - if live
         from pytest_llmdeploy.serving.start import attach, launch  # noqa: PLC0415 - if live
 
+        self._sweep_abandoned()
         if self._is_on_gpus:
             self._prepare()
         try:
             if self.url is not None:
                 server = attach(self.spec, self.url, self.progress)
             else:
-                server, self._process = launch(self.spec, self.log, self.progress)
+                server, self._process = launch(
+                    self.spec, self.log, self.progress, introspect=self.introspect
+                )
         except ServerFailedError as failure:
             self._failure = failure
             raise
         if self._watch is not None:
             server = replace(server, read_xids=self._watch.read)
+        if self.introspect:
+            asked = introspect(server.endpoint, self.spec.parallel.devices)
+            server = replace(server, introspection=asked)
         self.seconds["server start"] = server.stages.get("first completion", 0.0)
         # Later, the server may not be there to be asked.
         self._server_json, self._at_rest = server.to_json(), server.devices
         return server
+
+    def _sweep_abandoned(self) -> None:
+        """Ends what an earlier run left when it was killed: devices are looked at, and given to a
+        server, without it.
+        """
+        from pytest_llmdeploy.serving.launches import sweep_abandoned  # noqa: PLC0415 - if live
+
+        if self.url is None:
+            # Who can't look is told by the launch.
+            with suppress(LaunchError, OSError):
+                if swept := "; ".join(map(str, sweep_abandoned())):
+                    self.progress(f"server   {swept}")
 
     def _prepare(self) -> None:
         """What can only be had before the launch: the baseline, and the first XIDs."""

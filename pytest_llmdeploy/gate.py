@@ -6,8 +6,10 @@ import glob
 import signal
 import threading
 from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from _pytest.pathlib import ImportMode, import_path
@@ -16,9 +18,16 @@ from pytest_llmdeploy.checks import DuplicateCheckError, Registry
 from pytest_llmdeploy.collection import SpecFile, in_order, parametrize, phase
 from pytest_llmdeploy.fixtures import SESSION, NotServing
 from pytest_llmdeploy.report.terminal import ProgressLine, write_checklist
-from pytest_llmdeploy.rows import REQUIREMENT, attach_row, row_in
-from pytest_llmdeploy.session import LIVE_PHASES, Options, Session
+from pytest_llmdeploy.rows import (
+    REQUIREMENT,
+    attach_row,
+    hide_secrets,
+    row_in,
+    without_secrets,
+)
+from pytest_llmdeploy.session import LIVE_PHASES, NOT_OURS, Options, Session
 from pytest_llmdeploy.spec import looks_like_spec
+from pytest_llmdeploy.spec.attach import checked_url
 
 _YAML = (".yaml", ".yml")
 _QUIET = -1
@@ -70,17 +79,13 @@ class Gate:
         self.user_arguments = user_arguments
         self.folders = {parent for path in session.paths for parent in path.parents}
         self.failed_servers: set[str] = set()
+        self.unwritten: list[str] = []
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtestloop(self) -> Generator[None, object, object]:
+    def pytest_sessionstart(self) -> None:
         """SIGTERM ends the run as Ctrl-C does: servers are stopped, the report is written."""
-        if threading.current_thread() is not threading.main_thread():
-            return (yield)
-        before = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            return (yield)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, _interrupt)
+            self.config.add_cleanup(partial(_restore, before))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
@@ -123,7 +128,18 @@ class Gate:
             attach_row(item, call, report, is_repeated=file in self.failed_servers)
             if call.excinfo and isinstance(call.excinfo.value, NotServing):
                 self.failed_servers.add(file)
+        hide_secrets(report)
         return report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, Any]:
+        report = yield
+        hide_secrets(report)
+        return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_internalerror(self, excrepr: object) -> None:
+        without_secrets(excrepr)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.progress.clear()
@@ -137,15 +153,19 @@ class Gate:
         if exitstatus == pytest.ExitCode.OK and not self._may_be_green():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         self._write_reports()
+        if self.unwritten:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for problem in self.unwritten:
+            terminalreporter.write_line(f"ERROR: {problem}", red=True)
         hidden = self.config.option.no_summary or self.config.get_verbosity() < _QUIET
         if hidden or self.config.option.collectonly:
             return
         for checklist in self.session.checklists():
             write_checklist(terminalreporter, checklist, self.session.seconds)
-        for path in self.session.options.reports:
+        for path in self.session.options.reports if not self.unwritten else ():
             terminalreporter.write_line(f"report: {path}")
 
     def _may_be_green(self) -> bool:
@@ -164,13 +184,18 @@ class Gate:
             try:
                 write_report(path, self.session.checklists())
             except OSError as error:
-                msg = f"--deploy-report {path} cannot be written: {error.strerror}"
-                raise pytest.UsageError(msg) from None
+                # The checklist is printed all the same.
+                problem = f"--deploy-report {path} cannot be written: {error.strerror}"
+                self.unwritten.append(problem)
 
 
 def _interrupt(_number: int, _frame: object) -> None:
     msg = "SIGTERM"
     raise KeyboardInterrupt(msg)
+
+
+def _restore(handler: Any) -> None:
+    signal.signal(signal.SIGTERM, handler)
 
 
 def _matches(base: Path, pattern: str) -> list[Path]:
@@ -193,9 +218,16 @@ def _options(config: pytest.Config, base: Path) -> Options:
         if path.suffix != ".json":
             msg = f"--deploy-report {path.name}: the suffix says the form, known is .json"
             raise pytest.UsageError(msg)
+    url = config.getoption("deploy_url") or config.getini("deploy_url") or None
+    try:
+        url = checked_url(url) if url else None
+    except ValueError as error:
+        msg = f"--deploy-url: {error}"
+        raise pytest.UsageError(msg) from None
     return Options(
         plan_only=config.getoption("deploy_plan_only"),
-        url=config.getoption("deploy_url") or config.getini("deploy_url") or None,
+        introspect=config.getoption("deploy_introspect"),
+        url=url,
         reports=paths,
     )
 
@@ -205,6 +237,9 @@ def _refuse_contradictions(config: pytest.Config, options: Options, paths: Seque
         msg = (
             f"--deploy-url is one server, and there are {len(paths)} specs: give one --deploy-spec"
         )
+        raise pytest.UsageError(msg)
+    if options.url and options.introspect:
+        msg = f"{NOT_OURS}: leave it out with --deploy-url"
         raise pytest.UsageError(msg)
     if options.plan_only or _is_worker(config):
         return
@@ -243,7 +278,11 @@ def _log_folder(config: pytest.Config) -> Path:
     cache: pytest.Cache | None = getattr(config, "cache", None)
     if cache is None:
         return config.rootpath / ".llmdeploy"
-    return cache.mkdir("llmdeploy")
+    try:
+        return cache.mkdir("llmdeploy")
+    except OSError as error:
+        msg = f"the cache_dir of pytest, where the server's log goes: {error.strerror}"
+        raise pytest.UsageError(msg) from None
 
 
 def _take_over_arguments(config: pytest.Config, paths: Sequence[Path]) -> list[Path]:

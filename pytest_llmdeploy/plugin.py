@@ -39,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Check only what follows from the spec: no GPU, no server, no network.",
     )
     group.addoption(
+        "--deploy-introspect",
+        action="store_true",
+        help="Add to the launched server what lets its workers tell of their memory.",
+    )
+    group.addoption(
         "--deploy-report",
         action="append",
         default=[],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from pytest_llmdeploy.checks import Check, DuplicateCheckError, Registry, Requir
 from pytest_llmdeploy.deployment import Deployment
 from pytest_llmdeploy.evidence import Row
 from pytest_llmdeploy.report import Checklist
+from pytest_llmdeploy.secrets import redact, redacted
 from pytest_llmdeploy.spec import Spec, SpecError, load_spec
 
 LIVE_PHASES = ("host", "live", "stopped")
+NOT_OURS = "--deploy-introspect adds to a server that this run launches, not to one that runs"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Options:
     """The options of a run; `reports` are the files to write."""
 
     plan_only: bool = False
+    introspect: bool = False
     url: str | None = None
     reports: Sequence[Path] = ()
 
@@ -90,7 +94,8 @@ class Session:
             spec = self.items(path).spec
             log = self.log_folder / f"{spec.name}.log"
             url = spec.attach.url if spec.attach else None
-            self._deployments[path] = Deployment(spec, log, url, self.progress)
+            introspect = self.options.introspect
+            self._deployments[path] = Deployment(spec, log, url, self.progress, introspect)
         return self._deployments[path]
 
     def add_row(self, path: Path, row: Row) -> None:
@@ -112,7 +117,7 @@ class Session:
         try:
             items = self.items(path)
         except SpecError as error:
-            return Checklist(name=path.stem, path=prefix, broken=str(error))
+            return Checklist(name=path.stem, path=prefix, broken=redact(str(error)))
         found = self.rows.get(path, {})
         # In the checklist's own order, whatever order the phases ran in.
         ids = {requirement_id(requirement): requirement for requirement in items.requirements}
@@ -132,13 +137,15 @@ class Session:
             not_run=[f"{prefix}::{id_}" for id_ in missing if id_ not in left_out],
             left_out=[f"{prefix}::{id_}" for id_ in left_out],
             is_plan_only=self.options.plan_only,
-            repairs=deployment.repairs() if is_broken else (),
-            facts=deployment.to_json(),
+            repairs=redacted(list(deployment.repairs())) if is_broken else (),
+            facts=redacted(deployment.to_json()),
             seconds=deployment.seconds,
         )
 
     def _load(self, path: Path) -> SpecItems:
         spec = load_spec(path).attached_to(self.options.url)
+        if self.options.introspect and spec.attach:
+            raise SpecError([spec.problem(("attach",), NOT_OURS)])
         modules = [self._import(spec, index) for index in range(len(spec.checks))]
         try:
             registry = self.registry.extended(modules)
@@ -151,7 +158,8 @@ class Session:
     def _import(self, spec: Spec, index: int) -> ModuleType:
         path = spec.resolve(spec.checks[index])
         key = ("checks", index)
-        if not path.is_file():
+        # Unlike a Path it answers for any text, even one that can't be a name.
+        if not os.path.isfile(path):  # noqa: PTH113
             raise SpecError([spec.problem(key, f"there is no file {spec.checks[index]!r}")])
         try:
             return self.import_module(path)

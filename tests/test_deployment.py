@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from pytest_llmdeploy import deployment as deployment_module
 from pytest_llmdeploy.deployment import Deployment
 from pytest_llmdeploy.report.json_file import report
-from pytest_llmdeploy.serving import Command, ServerFailedError, start
+from pytest_llmdeploy.serving import Command, ServerFailedError, readiness, start
 from pytest_llmdeploy.serving import process as process_module
 from pytest_llmdeploy.spec import Spec
 from tests.fake_nvml import FakeNvml
@@ -42,7 +43,7 @@ def deployed(machine: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Deployments of the 70B spec; a stand-in is launched in vLLM's place."""
     del machine
     monkeypatch.setattr(process_module, "GRACE_SECONDS", 1.0)
-    monkeypatch.setattr(start, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(readiness, "_POLL_SECONDS", 0.02)
     settings = json.dumps({"model": MODEL, "vocab_size": 128256})
     monkeypatch.setattr(start, "launch_command", lambda _spec, port: fake_vllm(port, settings))
     found: list[Deployment] = []
@@ -118,6 +119,17 @@ def test_memory_that_does_not_come_back(
     use(machine, FREE + 64 * MIB, **{"gpu2.mem.used": BASELINE, "gpu5.mem.used": SERVING})
     assert deployment.stopped.devices[5].used.value == SERVING
     assert deployment.traffic.devices.looks == ()
+
+
+def test_gpus_that_another_run_has(machine: FakeNvml, deployed: Make) -> None:
+    """Nothing is launched on them, and whose they are is said; they are free after the stop."""
+    use(machine, FREE)
+    first, second = deployed(), deployed()
+    assert first.server.pid
+    with pytest.raises(ServerFailedError, match=rf"is taken by another run \(pid {os.getpid()}, "):
+        _ = second.server
+    first.close()
+    assert deployed().server.pid
 
 
 def test_a_server_that_was_there_is_watched_too(machine: FakeNvml, deployed: Make) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from pytest_llmdeploy.serving import readiness, start
+from tests.serving.processes import fake_vllm, python
 from tests.specs import STEADY, write_spec
 from tests.standin import Standin
 
@@ -468,6 +470,23 @@ def test_a_server_that_is_not_there(pytester: pytest.Pytester) -> None:
     assert str(result.stdout).count("hint: check --deploy-url") == 1
 
 
+def test_a_server_that_does_not_start(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first live row has the decisive line of the log, and what to change; all say why."""
+    error = "raise ValueError('No available memory for the cache blocks')"
+    monkeypatch.setattr(start, "launch_command", lambda _spec, _port: python(error))
+    write_spec(pytester.path / "s.yaml", require={"devices": 2})
+    result, entry = report(pytester, "--deploy-spec", "s.yaml")
+    first, *others = [row for row in entry["rows"] if row["status"] == "ERROR"]
+    assert first["evidence"]["line"] == "ValueError: No available memory for the cache blocks"
+    assert first["hint"].startswith("raise serve.gpu_memory_utilization")
+    reason = "the server did not become ready: no memory is left for the KV cache"
+    assert {row["result"] for row in (first, *others)} == {reason}
+    assert {row["hint"] for row in others} == {""}
+    result.stdout.fnmatch_lines([f"  → {first['item']}: raise serve.gpu_memory_utilization*"])
+
+
 def test_a_plan_that_fails_says_what_would_mend_it(pytester: pytest.Pytester) -> None:
     """Below the hints, and in the report; a plan that passes has no such line."""
     cache = {"concurrent_sequences": 300, "tokens_per_sequence": 512}
@@ -499,7 +518,44 @@ def test_the_stages_of_the_start_are_told(pytester: pytest.Pytester, url: str) -
     run(pytester, *arguments, "-q").stdout.no_fnmatch_line("server   *")
 
 
+def test_introspection_is_told_and_never_fatal(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was added stands below the table and in the report, and that the stand-in has no workers
+    to ask; its rows are those of any server.
+    """
+    monkeypatch.setattr(readiness, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(start, "launch_command", lambda _spec, port: fake_vllm(port))
+    write_spec(pytester.path / "s.yaml")
+    arguments = ["s.yaml::model_served", "s.yaml::server_limits"]
+    result, entry = report(pytester, *arguments, "--deploy-introspect")
+    result.stdout.fnmatch_lines(
+        [
+            "added by --deploy-introspect: VLLM_SERVER_DEV_MODE=1 PYTHONPATH=* --worker-extension*",
+            "--deploy-introspect: http://127.0.0.1:*/collective_rpc answers HTTP 404",
+        ]
+    )
+    assert statuses(entry) == {"model_served": "PASS", "server_limits": "FAIL"}
+    assert entry["server"]["workers"] == []
+    assert "--worker-extension-cls=llmdeploy_worker.Facts" in entry["server"]["command"]
+    _, without = report(pytester, *arguments)
+    assert (without["server"]["workers"], without["server"]["introspection"]) == (None, None)
+    assert "--worker-extension-cls" not in without["server"]["command"]
+
+
 # Options that contradict
+
+
+def test_only_a_launched_server_is_introspected(pytester: pytest.Pytester) -> None:
+    """Nothing is added to a server that runs, whether the option or the spec names it."""
+    write_spec(pytester.path / "s.yaml")
+    result = run(pytester, "s.yaml", "--deploy-introspect", "--deploy-url", "http://127.0.0.1:1")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--deploy-introspect adds to a server that this run launches*"])
+    write_spec(pytester.path / "s.yaml", attach={"url": "http://127.0.0.1:1"})
+    result = run(pytester, "s.yaml", "--deploy-introspect")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*s.yaml:*: attach: --deploy-introspect adds to a server*"])
 
 
 def test_measuring_in_parallel_is_refused(pytester: pytest.Pytester) -> None:
@@ -547,6 +603,29 @@ def test_a_report_of_an_unknown_form_is_refused(pytester: pytest.Pytester) -> No
 
 
 # What it costs when it is not used
+
+
+def test_a_report_that_cannot_be_written(pytester: pytest.Pytester) -> None:
+    """The checklist is there all the same, and the exit code is that of a wrong option."""
+    write_spec(pytester.path / "s.yaml", require=REQUIRE)
+    (pytester.path / "full").touch()
+    options = ["--deploy-spec", "s.yaml", "--deploy-plan-only", "--deploy-report"]
+    result = run(pytester, *options, "full/out.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    lines = ["*checklist: s*", "PLAN PASSES*", "ERROR: --deploy-report */full/out.json cannot be *"]
+    for line in lines:
+        result.stdout.fnmatch_lines([line])
+    result.stdout.no_fnmatch_line("report: *")
+
+
+def test_a_cache_that_cannot_be_written(pytester: pytest.Pytester) -> None:
+    """One sentence says so: the server's log would go there."""
+    write_spec(pytester.path / "s.yaml", require=REQUIRE)
+    (pytester.path / "full").touch()
+    options = ["--deploy-spec", "s.yaml", "--deploy-plan-only", "-ocache_dir=full/cache"]
+    result = pytester.runpytest(*QUICK, *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: the cache_dir of pytest, where the server's log goes: *"])
 
 
 def test_without_a_spec_nothing_is_imported(pytester: pytest.Pytester) -> None:

@@ -1,6 +1,6 @@
 """Whether every rank takes the memory that is planned for it."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from pytest_llmdeploy.checks.conditions import under_load
 from pytest_llmdeploy.checks.decorator import check
@@ -22,7 +22,12 @@ _HINT = (
 def plan_agrees(server: Server, host: Host, plan: Plan, required: Fraction, expect: Expect) -> None:
     """At rest, every rank has in use what is planned for it."""
     devices = server.devices.beyond(_baseline(server, host))
-    expect.judge(agreement(plan, devices.used, required))
+    found = agreement(plan, devices.used, required)
+    if asked := server.introspection:
+        # What vLLM says of its parts, beside the sum that is read from outside.
+        workers = [asdict(worker) for worker in asked.workers]
+        found = replace(found, evidence={**found.evidence, "workers": workers})
+    expect.judge(found)
 
 
 @check("Plan agrees, under load", require="plan_agrees", hint=_HINT, when=under_load)

@@ -10,6 +10,7 @@ from pytest_llmdeploy.checks import (
     balance,
     capacity,
     driver,
+    dry_run,
     feasibility,
     health,
     identity,
@@ -18,6 +19,7 @@ from pytest_llmdeploy.checks import (
     latency,
     memory,
     ranks,
+    remote_code,
     replicas,
     service,
     shutdown,
@@ -29,6 +31,8 @@ from pytest_llmdeploy.checks.decorator import Check, check_of
 # The order of the checklist.
 _BUILT_IN = (
     feasibility,
+    dry_run,
+    remote_code,
     ranks,
     driver,
     memory,

@@ -10,12 +10,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from pytest_llmdeploy.facts import vllm_flags
+from pytest_llmdeploy.secrets import keep
 from pytest_llmdeploy.spec import Spec
 
 # The spec's key of `parallel`, and the keys of `model`, for the flags that have their own place.
@@ -42,7 +43,7 @@ class Command:
     """What is run: argv without a shell, and what is added to the environment."""
 
     argv: tuple[str, ...]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
 
     def __str__(self) -> str:
         return shlex.join(self.argv)
@@ -96,6 +97,7 @@ def environment(spec: Spec) -> Mapping[str, str]:
             found[name] = value.text or ""
         elif value.from_env in os.environ:
             found[name] = os.environ[value.from_env]
+            keep(value.from_env)
         else:
             msg = f"serve.env.{name}: the variable {value.from_env} is not set here"
             raise LaunchError(msg)

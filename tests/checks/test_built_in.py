@@ -20,6 +20,8 @@ from pytest_llmdeploy.spec.workload import WorkloadRequire
 from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
 from tests.checks.sharing import COPIES, EVEN, QWEN, SIX, STARVED, engines
 from tests.checks.test_devices import DEVICES
+from tests.checks.test_dry_run import ASKED
+from tests.checks.test_remote_code import DISCLOSED
 from tests.test_elsewhere import ELSEWHERE
 
 AGREES = {"require": {"plan_agrees": "5%"}}
@@ -123,9 +125,9 @@ CASES: dict[str, tuple[Scene, str, Scene, str]] = {
     ),
     "engine_version": (Scene(), "0.32.0", Scene(server={"version": "0.29.1"}), "0.29.1"),
     "server_limits": (
-        Scene(), "max_model_len 8192, tp 8, pp 1, dp 1",
+        Scene(), "7 match, 6 cannot be seen",
         Scene(server={"fingerprint": "vllm-0.32.0-tp4-pp2-0a1b2c3d"}),
-        "tp is 4, not 8, pp is 2, not 1",
+        "tp is 4, not 8, pp is 2, not 1; 5 match, 6 cannot be seen",
     ),
     "ttft": (Scene(), "≤ 200 ms", Scene(samples=(SLOW,) * 200), "≥ 1,500 ms"),
     "tpot": (Scene(), "≤ 20 ms", Scene(samples=(sample(gaps=(1500,) * 3),) * 200), "≥ 1,500 ms"),
@@ -174,7 +176,8 @@ def test_fails(name: str) -> None:
 
 def test_every_check_is_tried() -> None:
     """No built-in check is without a scene in which it passes and one in which it fails."""
-    assert {check.name for check in Registry()} == {*CASES, *DEVICES, *ELSEWHERE}
+    tried = {*CASES, *DEVICES, *ELSEWHERE, *ASKED, *DISCLOSED}
+    assert {check.name for check in Registry()} == tried
 
 
 # Check, the scene, what it says: not enough, or not to be had. Never green.
@@ -201,8 +204,8 @@ UNKNOWN: list[tuple[str, Scene, Status, str]] = [
     ("errors", Scene(samples=()), Status.ERROR, "no request was measured"),
     ("keeps_up", Scene(service=None), Status.ERROR, "no request was measured"),
     ("keeps_up", Scene(service=Service(0.98, 0.9, 1, 1, 0, 1)), Status.INCONCLUSIVE, "98 %"),
-    ("server_limits", Scene(server={"fingerprint": "", "model": {}, "cache": {}}),
-     Status.INCONCLUSIVE, "shows none of them"),
+    ("server_limits", Scene(server={"fingerprint": "", "model": {}, "cache": {}, "version": ""}),
+     Status.INCONCLUSIVE, "shows none of them (13 cannot be seen)"),
 ]  # fmt: skip
 
 
