@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: help setup demo test lint types unit coverage live fake-nvml bench-plan bench-verdict bench-load \
-  bench-repeat schema clean
+  bench-repeat bench-starts fault-matrix fuzz schema clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,15 @@ bench-load: setup  ## errors of our client's latencies beside vllm bench, AIPerf
 
 bench-repeat: setup  ## ten gates of one healthy server: verdicts, and the spread of the figures
 	$(BIN)/python -m benchmarks.repeat
+
+bench-starts: setup  ## 50 starts and stops of a vLLM in a row: what is left, and our share of a start
+	$(BIN)/python -m benchmarks.starts
+
+fault-matrix: setup  ## what can go wrong on a real vLLM: what the rows say, what is left, how soon
+	$(BIN)/python -m tests.faults
+
+fuzz: setup  ## 15,000 texts, most of them no specs: no traceback, none over 1 s or 200 MB
+	$(BIN)/python -m tests.spec.fuzz 15000
 
 schema: setup  ## write the shipped JSON Schema of the spec anew
 	$(BIN)/llmdeploy schema spec > pytest_llmdeploy/spec/spec.schema.json

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 from pytest_llmdeploy.serving import Server
 from pytest_llmdeploy.serving.start import launch
 from pytest_llmdeploy.spec import load_spec
+from tests.leftovers import title
 from tests.specs import REPOSITORY
 
 TINY = REPOSITORY / "specs" / "tiny-llama-cpu.yaml"
@@ -37,9 +39,14 @@ class Run:
     """One run of the gate: its process, and when it has ended, what it printed and reported."""
 
     process: subprocess.Popen[str]
-    report_path: Path
-    cache: Path
+    folder: Path
     output: str = ""
+    # What a test does beside it, and undoes at the end.
+    beside: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def report_path(self) -> Path:
+        return self.folder / "report.json"
 
     def finish(self, timeout: float = 240) -> Run:
         self.output = self.process.communicate(timeout=timeout)[0]
@@ -63,7 +70,9 @@ class Run:
 
     def completions(self) -> int:
         """How many the server has begun to answer: each is a line of its log."""
-        logs = self.cache.glob("d/llmdeploy/*.log")
+        # As the gate sees it: its file system may be one of its own.
+        seen = Path(f"/proc/{self.process.pid}/root{self.folder}")
+        logs = seen.glob("cache/d/llmdeploy/*.log")
         return sum(log.read_bytes().count(b"POST /v1/completions") for log in logs)
 
     def server_processes(self) -> list[psutil.Process]:
@@ -80,41 +89,57 @@ class Run:
             time.sleep(0.1)
         pytest.fail(f"nothing came of {what} in {seconds} s")
 
+    def named(self, text: str) -> psutil.Process | None:
+        """A process below the gate that has this in the beginning of its command line."""
+        return next((p for p in self.server_processes() if text in title(p)), None)
+
     def worker(self) -> psutil.Process | None:
         """A vLLM worker below the gate."""
-        found = (p for p in self.server_processes() if _title(p).startswith("VLLM::Worker"))
-        return next(found, None)
+        return self.named("VLLM::Worker")
+
+    def close(self) -> None:
+        """Ends it, if it runs, and what was beside it."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.finish()
+        self.beside.close()
+
+
+def start_run(
+    folder: Path, *arguments: str | Path, wrapper: Sequence[str] = (), **environment: str
+) -> Run:
+    """Starts the gate, in a process group of its own as a shell does; all that it writes is in
+    `folder`.
+    """
+    # Whoever runs the tests in the background has Ctrl-C ignored, and the gate would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [*wrapper, sys.executable, "-m", "pytest", "-pno:hypothesispytest"]
+    command += [f"--deploy-report={folder / 'report.json'}", f"-ocache_dir={folder / 'cache'}"]
+    process = subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "COLUMNS": "80", **environment},
+        process_group=0,
+    )
+    return Run(process, folder)
 
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Starts runs of the gate; afterwards, nothing that they started may be there."""
-    # Whoever runs the tests in the background has Ctrl-C ignored, and the gate would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = set(vllm_processes())
     runs: list[Run] = []
 
     def start(*arguments: str | Path) -> Run:
-        report_path = tmp_path / "report.json"
-        command = [sys.executable, "-m", "pytest", "--deploy-report", str(report_path)]
-        command += ["-pno:hypothesispytest", f"-ocache_dir={tmp_path / 'cache'}"]
-        command += map(str, arguments)
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=REPOSITORY,
-            env={**os.environ, "COLUMNS": "80"},
-        )
-        runs.append(Run(process, report_path, tmp_path / "cache"))
+        runs.append(start_run(tmp_path, *arguments))
         return runs[-1]
 
     yield start
     for run in runs:
-        if run.process.poll() is None:
-            run.process.send_signal(signal.SIGKILL)
-            run.process.communicate()
+        run.close()
     assert_nothing_left(before)
 
 
@@ -122,19 +147,12 @@ def assert_nothing_left(before: set[psutil.Process]) -> None:
     """No vLLM process that was not there before; the last ones get a few seconds to be reaped."""
     deadline = time.monotonic() + 30
     while left := set(vllm_processes()) - before:
-        assert time.monotonic() < deadline, [(_title(p), p.pid) for p in left]
+        assert time.monotonic() < deadline, [(title(p), p.pid) for p in left]
         time.sleep(0.2)
 
 
 def vllm_processes() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter() if "vllm" in _title(p).lower()]
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(filter(None, process.cmdline()[:4]))
-    except psutil.Error:
-        return ""
+    return [p for p in psutil.process_iter() if "vllm" in title(p).lower()]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What starts and stops of a server leave behind, and what a start of ours costs."""
