@@ -27,6 +27,7 @@ _GENERIC = re.compile(
 # for the end of a process.
 _HARMLESS = re.compile(r"(?:\([^)]*\)\s*)*(?:DEBUG|INFO|WARNING)\b(?!.* unexpectedly\b)")
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)*(?:(?:ERROR|INFO|WARNING) [\d:. -]+\[[^\]]*\]\s*)?")
+_SWEPT = re.compile(rf"died unexpectedly \(exit code: -{signal.SIGTERM.value}\)")
 # What pydantic adds to a message.
 _INPUT = re.compile(r" \[type=\w+, input_value=.*")
 _LONGEST = 300
@@ -62,6 +63,9 @@ class Cause:
 def diagnose(log: str, returncode: int | None) -> Diagnosis:
     """What the log and the exit code (None: still running) say about a server that failed."""
     lines = _lines(log)
+    if returncode is not None and returncode < 0:
+        # What SIGTERM ended was swept after the server.
+        lines = [line for line in lines if not _SWEPT.search(line)]
     for name, cause in known_causes().items():
         for number, line in enumerate(lines):
             if cause.pattern.search(line):

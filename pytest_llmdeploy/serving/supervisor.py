@@ -42,6 +42,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
+# A name is there before anybody has it mapped: so often it is looked for who has.
+_SHARED_LOOKS = 20
 _DRAIN_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
 _asked: set[int] = set()
@@ -80,12 +82,12 @@ def main(argv: list[str]) -> int:
     # that has just died by itself.
     record.look()
     if ended is None:
-        ended = _end_politely(server.pid, float(grace))
+        ended = _end_politely(server.pid, float(grace), record)
     server.returncode = ended
     # Whoever learns of a death reads the log for its cause.
     kept.drain(output)
     _tell(report, returncode=ended)
-    killed = _sweep(float(term))
+    killed = _sweep(float(term), record)
     pump.join(_DRAIN_SECONDS)
     _tell(report, killed=killed, **record.close())
     return 0
@@ -113,20 +115,23 @@ def _watch(lifeline: int, server: int, record: Record) -> int | None:
     return None
 
 
-def _end_politely(server: int, grace: float) -> int:
+def _end_politely(server: int, grace: float, record: Record) -> int:
     _signal(server, signal.SIGTERM)
     deadline = time.monotonic() + grace
     while time.monotonic() < deadline and signal.SIGUSR1 not in _asked:
         if (code := _reap(server)) is not None:
             return code
+        # A server that starts goes on with it for a while.
+        record.look()
         time.sleep(_POLL_SECONDS)
     return -signal.SIGKILL
 
 
-def _sweep(term: float) -> list[str]:
+def _sweep(term: float, record: Record) -> list[str]:
     """Ends every descendant, and waits until there is none; those that had to be killed."""
     started, killed = time.monotonic(), dict[int, str]()
     while pids := _descendants():
+        record.look()
         late = time.monotonic() - started > term or signal.SIGUSR1 in _asked
         for pid in pids:
             if late:
@@ -237,6 +242,7 @@ class Record:
         self.facts: dict[str, Any] = json.loads(path.read_text())
         self._seen: set[int] = set()
         self._shared = self._known_shared = set(shared_names())
+        self._looks = 0
         self.add("supervisor", os.getpid())
 
     def add(self, role: str, pid: int) -> None:
@@ -266,9 +272,11 @@ class Record:
     def _new_shared(self, pids: Iterable[int]) -> dict[str, int]:
         """Shared memory that was not there before the launch, and that one of `pids` has mapped."""
         names = set(shared_names())
-        if names == self._shared:
+        if names != self._shared:
+            self._shared, self._looks = names, _SHARED_LOOKS
+        if not self._looks:
             return {}
-        self._shared = names
+        self._looks -= 1
         mapped = {name: inode for pid in pids for name, inode in mapped_shared(pid)}
         return {name: mapped[name] for name in names - self._known_shared if name in mapped}
 

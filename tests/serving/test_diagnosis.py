@@ -106,3 +106,10 @@ def test_an_empty_log() -> None:
 def test_a_long_line_is_cut() -> None:
     """Nobody reads a line of a megabyte."""
     assert len(diagnose("ValueError: " + "x" * 10**6, 1).line) == 300
+
+
+def test_what_was_swept_explains_nothing() -> None:
+    """A server that was killed did not die of its workers, which were ended after it."""
+    log = "ERROR Worker proc VllmWorker-0 died unexpectedly (exit code: -15), shutting down"
+    assert diagnose(log, -9).cause == "the server was ended by SIGKILL"
+    assert diagnose(log, 0).cause == "a worker process died: it was killed"
