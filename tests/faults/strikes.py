@@ -27,8 +27,8 @@ WORKER = "VLLM::Worker"
 SUPERVISOR = "supervisor"
 # A file system of the gate's own for all that it writes, with so many bytes in use.
 _MOUNT = (
-    'mount -t tmpfs -o size=16m tmpfs "$1" && mkdir "$1/t" && '
-    '{ head -c "$0" /dev/zero > "$1/filler"; shift; exec "$@"; }'
+    'mount -t tmpfs -o size=16m tmpfs "$1" && cd "$1" && mkdir t && '
+    '{ head -c "$0" /dev/zero > filler; shift; exec "$@"; }'
 )
 
 

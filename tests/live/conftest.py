@@ -109,7 +109,8 @@ def start_run(
     folder: Path, *arguments: str | Path, wrapper: Sequence[str] = (), **environment: str
 ) -> Run:
     """Starts the gate, in a process group of its own as a shell does; all that it writes is in
-    `folder`.
+    `folder`, and so is it itself: from the repository it would take our own conftest for the
+    user's.
     """
     # Whoever runs the tests in the background has Ctrl-C ignored, and the gate would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -120,7 +121,7 @@ def start_run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=REPOSITORY,
+        cwd=folder,
         env={**os.environ, "COLUMNS": "80", **environment},
         process_group=0,
     )
