@@ -151,8 +151,8 @@ def _end(facts: dict[str, Any]) -> tuple[list[str], list[str]]:
         names |= {pid: named(pid) for pid in living if pid not in names}
         if time.monotonic() > deadline:
             break
-        for pid, started in living.items():
-            _kill(pid, started)
+        for pid in supervisor.without_trackers(set(living)):
+            _kill(pid, living[pid])
         time.sleep(_POLL_SECONDS)
     return list(names.values()), [names[pid] for pid in living]
 

@@ -45,6 +45,7 @@ _LOOK_SECONDS = 0.5
 # A name is there before anybody has it mapped: so often it is looked for who has.
 _SHARED_LOOKS = 20
 _DRAIN_SECONDS = 1.0
+_TRACKER = b"multiprocessing.resource_tracker"
 _READ_BYTES = 64 * 1024
 _asked: set[int] = set()
 
@@ -116,6 +117,9 @@ def _watch(lifeline: int, server: int, record: Record) -> int | None:
 
 
 def _end_politely(server: int, grace: float, record: Record) -> int:
+    for pid in _descendants():
+        # What is stopped can't end by itself, nor can a server that waits for it.
+        _signal(pid, signal.SIGCONT)
     _signal(server, signal.SIGTERM)
     deadline = time.monotonic() + grace
     while time.monotonic() < deadline and signal.SIGUSR1 not in _asked:
@@ -131,12 +135,17 @@ def _sweep(term: float, record: Record) -> list[str]:
     """Ends every descendant, and waits until there is none; those that had to be killed."""
     started, killed = time.monotonic(), dict[int, str]()
     while pids := _descendants():
-        record.look()
         late = time.monotonic() - started > term or signal.SIGUSR1 in _asked
         for pid in pids:
+            # What it shares is known only while it has it: it holds still for the look.
+            _signal(pid, signal.SIGSTOP)
+        record.look()
+        for pid in without_trackers(pids) if late else pids:
             if late:
                 killed.setdefault(pid, f"{_name(pid)} (pid {pid})")
             _signal(pid, signal.SIGKILL if late else signal.SIGTERM)
+        for pid in pids:
+            _signal(pid, signal.SIGCONT)
         _reap(0)
         time.sleep(_POLL_SECONDS)
     return list(killed.values())
@@ -344,6 +353,13 @@ def below(roots: set[int], among: dict[int, Stat]) -> set[int]:
     return found
 
 
+def without_trackers(pids: set[int]) -> set[int]:
+    """Whom to kill first. Python's resource tracker removes what the dead have shared, and then
+    ends by itself; it is killed when it is the last one.
+    """
+    return {pid for pid in pids if _TRACKER not in _command_line(pid)} or pids
+
+
 def shared_names() -> list[str]:
     """What is in shared memory now."""
     try:
@@ -363,6 +379,12 @@ def mapped_shared(pid: int) -> Iterator[tuple[str, int]]:
 
 def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - names
+
+
+def _command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _name(pid: int) -> str:

@@ -334,6 +334,67 @@ def test_shared_memory_of_a_server_that_dies_at_once(start: Start, segments: lis
     assert not own.exists()
 
 
+MAKING_MORE = """
+import mmap, sys, time
+from pathlib import Path
+files = []
+for number in range(100_000):
+    path = Path(f"{sys.argv[1]}-{number}")
+    file = path.open("w+b")
+    file.truncate(4096)
+    files.append((file, mmap.mmap(file.fileno(), 4096)))
+    print("mapped", flush=True)
+    time.sleep(0.001)
+"""
+
+
+def test_what_is_made_while_it_is_ended_goes_too(start: Start, segments: list[Path]) -> None:
+    """Between the last look and the signal, nothing new is shared."""
+    prefix = segments[0]
+    server = start(
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])",
+        MAKING_MORE,
+        str(prefix),
+    )
+    eventually(lambda: server.last_line() == "mapped")
+    stopped = server.stop()
+    left = list(supervisor.SHARED_MEMORY.glob(f"{prefix.name}-*"))
+    for path in left:
+        path.unlink()
+    # The name is there a moment before it is mapped.
+    assert len(left) <= 1
+    assert len(stopped.removed["shared memory"]) > 1
+
+
+def test_a_stopped_server_ends_by_itself(start: Start) -> None:
+    """It goes on for that: what is stopped can't hear a SIGTERM."""
+    server = start(
+        "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(5))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    eventually(lambda: server.last_line() == "ready")
+    os.kill(server.pid, signal.SIGSTOP)
+    server.stop()
+    assert server.returncode == 5
+
+
+def test_the_resource_tracker_ends_last(start: Start, tmp_path: Path) -> None:
+    """It ignores SIGTERM, and ends by itself when all whom it serves have gone."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, signal, time\n"
+        "def stubborn():\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    lock = context.Lock(); context.Process(target=stubborn).start(); time.sleep(60)\n"
+    )
+    server = start("import runpy, sys; runpy.run_path(sys.argv[1], {}, '__main__')", str(program))
+    eventually(lambda: server.last_line() == "ready")
+    assert len(server.stop().removed["processes"]) == 1
+
+
 def test_an_address_that_still_answers_is_left(start: Start) -> None:
     """Where a process of the server listened, nobody may listen afterwards."""
     server = start(
