@@ -15,7 +15,6 @@ from pytest_llmdeploy.load.samples import Outcome, Sample
 from pytest_llmdeploy.probes.endpoint import Endpoint
 
 CONNECT_SECONDS = 10.0
-STALL_SECONDS = 60.0
 
 
 class Client:
@@ -26,10 +25,10 @@ class Client:
     """
 
     def __init__(
-        self, endpoint: Endpoint, path: str = "/v1/completions", patience: float | None = None
+        self, endpoint: Endpoint, path: str = "/v1/completions", patience: float = 60.0
     ) -> None:
         self._pool = Pool(endpoint.url)
-        self._patience = STALL_SECONDS if patience is None else patience
+        self._patience = patience
         self._head = _head(endpoint, path)
         # Answers are read one after the other: those that end together would hold up the stamps of
         # all others together.

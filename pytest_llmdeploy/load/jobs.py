@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llmdeploy.load.client import STALL_SECONDS
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.spec import Workload
@@ -27,8 +26,7 @@ class Job:
     Times are seconds on the monotonic clock, which all processes of a machine share. `schedule`
     holds the number of a request and when it is due; `places` send their first requests at `start`,
     and none after `until`. Their requests get the numbers `first`, `first + step`, …
-    A request is given up after `patience` seconds of silence. None with the number `most` or more
-    is sent; the schedule ends where `at_once` are in flight.
+    None with the number `most` or more is sent; the schedule ends where `at_once` are in flight.
     """
 
     endpoint: Endpoint
@@ -44,7 +42,6 @@ class Job:
     step: int = 1
     most: int = sys.maxsize
     at_once: int = sys.maxsize
-    patience: float = STALL_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from pytest_llmdeploy.load.arrivals import arrivals
 from pytest_llmdeploy.load.backlog import Service, service
 from pytest_llmdeploy.load.breakdown import Breakdown
 from pytest_llmdeploy.load.claims import Budget
-from pytest_llmdeploy.load.client import STALL_SECONDS
 from pytest_llmdeploy.load.counters import PREEMPTIONS, RUNNING, Counted, Counters, metrics_page
 from pytest_llmdeploy.load.crew import Crew, WorkerDiedError, size
 from pytest_llmdeploy.load.engines import Dealing
@@ -33,7 +32,6 @@ from pytest_llmdeploy.spec import Spec, Workload
 
 _WARMUP_REQUESTS = 8
 _DRAIN_SECONDS = 60.0
-_PATIENCE_SECONDS = STALL_SECONDS
 _DYING_SECONDS = 15.0
 _WATCH_SECONDS = 0.25
 # Long enough for the workers to have their schedule, and their first prompts, before it begins.
@@ -204,14 +202,14 @@ def _job(workload: Workload, target: Target) -> Job:
         vocab=target.vocab,
         nonce=secrets.randbits(64),
         at_once=target.allowance.at_once,
-        patience=_PATIENCE_SECONDS,
     )
 
 
 @dataclass
 class _Run:
     """The measurement of one workload; `before` is what the server counted until then. `heard` is
-    when a token came last, `is_stalled` that the last request to end had waited in vain.
+    when a token came last, `is_stalled` that the last request to end had waited in vain,
+    `has_stalled` that any did.
     """
 
     workload: Workload
@@ -231,6 +229,7 @@ class _Run:
     capped: str = ""
     is_final: bool = False
     failures_in_a_row: int = 0
+    has_stalled: bool = False
     next_look: float = field(default_factory=lambda: _FIRST_LOOK_SECONDS)
     service: Service | None = None
     peak: Evidence | None = None
@@ -313,6 +312,7 @@ class _Run:
         if sample.outcome is not Outcome.UNFINISHED:
             self.failures_in_a_row = 0 if sample.is_ok else self.failures_in_a_row + 1
             self.is_stalled = sample.outcome in _UNANSWERED
+            self.has_stalled |= sample.outcome is Outcome.STALLED
         if self.failures_in_a_row >= _HOPELESS and not self.stop.is_set():
             self._interrupt(f"{_HOPELESS} requests in a row failed: {sample.detail}")
         self.ended.append((number, sample))
@@ -386,16 +386,21 @@ class _Run:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _hang(self) -> str:
-        """That no request makes progress any more; empty while one does. A request that is alone in
-        being silent may wait for its turn.
+        """That no request makes progress any more, or that some never will, for a process of the
+        server is stopped; empty otherwise. A request that is alone in being silent may wait for its
+        turn.
         """
+        patience = self.workload.stall_timeout.seconds
         silent = time.perf_counter() - self.heard
-        if not self.is_stalled or silent < self.job.patience:
-            return ""
-        healthy = await asyncio.to_thread(self.target.endpoint.is_healthy)
-        health = "while /health answers 200" if healthy else "and /health does not answer 200"
-        stopped = f": {who}" if (who := self.target.stopped()) else ""
-        return f"the server hangs: no token for {silent:.0f} s {health}{stopped}"
+        stopped = self.target.stopped() if self.has_stalled or self.is_stalled else ""
+        who = f": {stopped}" if stopped else ""
+        if self.is_stalled and silent >= patience:
+            healthy = await asyncio.to_thread(self.target.endpoint.is_healthy)
+            health = "while /health answers 200" if healthy else "and /health does not answer 200"
+            return f"the server hangs: no token for {silent:.0f} s {health}{who}"
+        return (
+            f"the server hangs: no token for {patience:g} s for some requests{who}" if who else ""
+        )
 
     def _watch_backlog(self) -> None:
         """Looks at the backlog now and then, ever more rarely: looking all the time finds a bad

@@ -123,6 +123,7 @@ class Workload(Record):
     warmup: Duration = Duration(2_000)
     min_duration: Duration = Duration(0)
     max_duration: Duration = Duration(600_000)
+    stall_timeout: Duration = Duration(60_000)
     burst: int = Field(default=1, ge=1, le=10_000)
     indifference: tuple[Fraction, Fraction] | None = Field(default=None, strict=False)
     seed: int = Field(default=0, ge=0)
@@ -159,6 +160,17 @@ class Workload(Record):
         if self.input_tokens is None:
             raise FaultError(("input_tokens",), "is required, or a mix")
         must_say_output(self.input_tokens, self.output_tokens)
+        return self
+
+    @model_validator(mode="after")
+    def _waits_for_what_is_in_time(self) -> Self:
+        """Refuses to give up a request that is within its limits."""
+        if not self.stall_timeout:
+            raise FaultError(("stall_timeout",), "a request takes longer than no time")
+        limits = {**self.require.ttft, **self.require.stall}
+        if limits and (longest := max(limits.values())) > self.stall_timeout:
+            msg = f"found {self.stall_timeout}: a request may be silent for {longest} by its limits"
+            raise FaultError(("stall_timeout",), msg)
         return self
 
     @model_validator(mode="after")

@@ -34,7 +34,6 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "STALL_SECONDS", 0.3)
     monkeypatch.setattr(client, "CONNECT_SECONDS", 0.3)
 
 
@@ -45,7 +44,7 @@ async def send(
     source = map(
         Prompts(workload(output_tokens=tokens), MODEL, VOCAB, nonce=0).at, itertools.count()
     )
-    async with asyncio.timeout(10), Client(Endpoint(url, api_key)) as sender:
+    async with asyncio.timeout(10), Client(Endpoint(url, api_key), patience=0.3) as sender:
         return [await sender.send(next(source), time.perf_counter()) for _ in range(count)]
 
 

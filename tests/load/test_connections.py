@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from pytest_llmdeploy.load import client, pool
+from pytest_llmdeploy.load import pool
 from pytest_llmdeploy.load.client import Client
 from pytest_llmdeploy.load.prompts import Prompt
 from pytest_llmdeploy.load.samples import Outcome, Sample
@@ -33,6 +33,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+PATIENCE = 0.2
 STREAM = (CHUNKED, chunk(TOKEN), chunk(LAST), chunk(DONE), END)
 
 
@@ -43,17 +44,12 @@ def run(request: pytest.FixtureRequest) -> Run:
     return chosen
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "STALL_SECONDS", 0.2)
-
-
 async def answered(
     *answers: Handler, count: int = 1, pause: float = 0.0, tls: ssl.SSLContext | None = None
 ) -> tuple[list[Sample], list[int]]:
     """Requests for two tokens, one after the other; the connections on which they came."""
     async with asyncio.timeout(10), serving(*answers, tls=tls) as (url, asked):
-        async with Client(Endpoint(url)) as sender:
+        async with Client(Endpoint(url), patience=PATIENCE) as sender:
             samples = []
             for _ in range(count):
                 samples.append(await sender.send(Prompt(b"{}", 1, 2), time.perf_counter()))

@@ -24,6 +24,7 @@ from pytest_llmdeploy.probes import endpoint
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.serving.process import free_port
 from pytest_llmdeploy.spec import Spec, Workload
+from pytest_llmdeploy.units import Duration
 from tests.load.workloads import MODEL, VOCAB, workload
 from tests.standin import Fault, Standin
 from tests.standin.settings import FaultKind
@@ -77,7 +78,7 @@ def name(kind: FaultKind, share: float) -> str:
 
 
 def hostile(kind: FaultKind, share: float) -> Workload:
-    """The traffic that meets this fault."""
+    """The traffic that meets this fault; it is given up sooner than its limits allow."""
     rate = RATES.get(kind, RATE)
     seconds = REQUESTS[share] / rate
     return workload(
@@ -86,7 +87,7 @@ def hostile(kind: FaultKind, share: float) -> Workload:
         rate=f"{rate}/s",
         max_duration=f"{seconds}s",
         require=REQUIRE,
-    )
+    ).model_copy(update={"stall_timeout": Duration(PATIENCE * 1000)})
 
 
 def run(url: str, sent: Sequence[Workload], death: Callable[[], str] | None = None) -> Traffic:
@@ -108,7 +109,6 @@ def judged(traffic: WorkloadTraffic) -> dict[str, Judgement]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client, and whoever reads /metrics, give up in a fraction of a second."""
-    monkeypatch.setattr(runner, "_PATIENCE_SECONDS", PATIENCE)
     monkeypatch.setattr(runner, "_DRAIN_SECONDS", 1.0)
     monkeypatch.setattr(runner, "_LEAD_SECONDS", 0.03)
     monkeypatch.setattr(endpoint, "_ANSWER_SECONDS", PATIENCE)

@@ -25,10 +25,15 @@ SPEC = Spec.model_validate(
 
 
 def run(
-    standin: Standin, sent: Workload, death: Callable[[], str] | None = None
+    standin: Standin,
+    sent: Workload,
+    death: Callable[[], str] | None = None,
+    stopped: Callable[[], str] = lambda: "",
 ) -> WorkloadTraffic:
     spec = SPEC.model_copy(update={"workloads": (sent,)})
-    target = Target(endpoint=Endpoint(standin.url), model=MODEL, vocab=VOCAB, death=death)
+    target = Target(
+        endpoint=Endpoint(standin.url), model=MODEL, vocab=VOCAB, death=death, stopped=stopped
+    )
     return run_workloads(spec, target)[sent]
 
 
@@ -159,7 +164,6 @@ def test_a_hang_interrupts(
     standin: Standin, asked: dict[str, Any], after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Healthy, and no request gets a token any more: that is over, though new ones get headers."""
-    monkeypatch.setattr(runner, "_PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(runner, "_DRAIN_SECONDS", 1.5)
 
     def hang() -> str:
@@ -169,7 +173,7 @@ def test_a_hang_interrupts(
 
     hang()
     began = time.monotonic()
-    traffic = run(standin, endless(max_duration="5min", **asked), hang)
+    traffic = run(standin, endless(max_duration="5min", stall_timeout="1s", **asked), hang)
     assert time.monotonic() - began < 8
     assert re.fullmatch(
         r"the server hangs: no token for \d s while /health answers 200", traffic.interrupted
@@ -178,12 +182,24 @@ def test_a_hang_interrupts(
     assert traffic.is_final
 
 
+def test_a_stopped_engine_is_a_hang(standin: Standin) -> None:
+    """Others are answered all the while: what a stopped process has is never answered."""
+    standin.configure(faults=[{"kind": "silent", "fraction": 0.3, "after": WARMUP}])
+    sent = endless(max_duration="5min", stall_timeout="1s", rate="20/s")
+    began = time.monotonic()
+    traffic = run(standin, sent, stopped=lambda: "VLLM::EngineCore_DP1 (pid 7) is stopped")
+    assert time.monotonic() - began < 8
+    assert traffic.interrupted == (
+        "the server hangs: no token for 1 s for some requests: "
+        "VLLM::EngineCore_DP1 (pid 7) is stopped"
+    )
+
+
 def test_who_waits_for_a_seat_is_no_hang(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that nothing comes for is given up; another one is being answered all the while."""
-    monkeypatch.setattr(runner, "_PATIENCE_SECONDS", 0.7)
     monkeypatch.setattr(runner, "_WARMUP_REQUESTS", 1)
     standin.configure(max_num_seqs=1, tpot_ms=100)
-    traffic = run(standin, endless(concurrency=2, output_tokens=16))
+    traffic = run(standin, endless(concurrency=2, output_tokens=16, stall_timeout="700ms"))
     assert traffic.outcomes["stalled"] >= 1
     assert (traffic.interrupted, traffic.outcomes["ok"]) == ("", 1)
 
