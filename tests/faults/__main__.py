@@ -14,6 +14,7 @@ from tests.faults.fault import Fault, Outcome, outcome
 
 _HEAD = ("fault", "on", "the rows say", "exit", "left", "verdict s", "clean s", "limit s")
 _LONGEST = 120
+_LAST_LINES = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("".join(f"  NOT as it must be: {problem}\n" for problem in found[-1].problems))
         if options.verbose or found[-1].problems:
             _say(found[-1].output)
+            _say("\n".join(["the server's log ends:", *found[-1].log.splitlines()[-_LAST_LINES:]]))
     table = tabulate(map(_row, found), _HEAD, tablefmt="github", disable_numparse=True)
     wrong = sum(bool(each.problems) for each in found)
     sys.stdout.write(

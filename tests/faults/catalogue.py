@@ -66,7 +66,7 @@ FAULTS = (
         exit=_FAILED,
         rows=_NOT_READY,
         # The other one may be the first to say something: it finds nobody.
-        says="a worker process died|the engine died|the ranks could not reach each other",
+        says="a worker process died|a worker process did not start|the ranks could not reach",
         limit="start",
     ),
     Fault(
@@ -151,7 +151,7 @@ FAULTS = (
         strike=stop(f"{ENGINE}_DP1"),
         exit=_FAILED,
         rows=_DIED,
-        says="the server hangs: no token for .* stopped",
+        says="the server hangs: no token for .* for some requests: .* stopped",
         limit="hang",
     ),
     Fault(

@@ -55,13 +55,16 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a fault: `seconds` until the gate's verdict, `clean` until nothing was left."""
+    """What came of a fault: `seconds` until the gate's verdict, `clean` until nothing was left;
+    what the gate printed (`output`), and the server's `log`.
+    """
 
     fault: Fault
     struck: bool
     exit: int | None
     rows: Sequence[Mapping[str, Any]]
     output: str
+    log: str
     seconds: float
     clean: float
     limit: float
@@ -128,16 +131,17 @@ def outcome(fault: Fault) -> Outcome:
         while (left := list(scene.left())) and time.monotonic() - struck < scene.limit:
             time.sleep(_LOOK_SECONDS)
         clean = time.monotonic() - struck
+        found = {"output": run.output, "log": run.log()}
     return Outcome(
         fault=fault,
         struck=strikes,
         exit=code,
         rows=rows,
-        output=run.output,
         seconds=seconds,
         clean=clean,
         limit=scene.limit,
         left=left,
+        **found,
     )
 
 

@@ -75,6 +75,11 @@ class Run:
         logs = seen.glob("cache/d/llmdeploy/*.log")
         return sum(log.read_bytes().count(b"POST /v1/completions") for log in logs)
 
+    def log(self) -> str:
+        """What the server said, as far as it is kept."""
+        logs = self.folder.glob("cache/d/llmdeploy/*.log")
+        return "".join(log.read_text(errors="replace") for log in logs)
+
     def server_processes(self) -> list[psutil.Process]:
         """What runs below the gate now."""
         return psutil.Process(self.process.pid).children(recursive=True)
