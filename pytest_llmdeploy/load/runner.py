@@ -34,6 +34,8 @@ _WARMUP_REQUESTS = 8
 _DRAIN_SECONDS = 60.0
 _DYING_SECONDS = 15.0
 _WATCH_SECONDS = 0.25
+# A gauge that is read later than this is none of that moment, nor is a server healthy then.
+_ANSWER_SECONDS = 3.0
 # Long enough for the workers to have their schedule, and their first prompts, before it begins.
 _LEAD_SECONDS = 0.1
 # A trend of the backlog is not looked for in less than this.
@@ -187,8 +189,9 @@ def _last_token(report: Report) -> float:
     return max(report.heard, *stamps, 0.0)
 
 
-async def _read(target: Target) -> Counters | None:
-    endpoints = target.replicas or [target.endpoint]
+async def _read(target: Target, seconds: float | None = None) -> Counters | None:
+    """What all replicas count now; None where one does not say it, within `seconds`."""
+    endpoints = [replace(each, seconds=seconds) for each in target.replicas or [target.endpoint]]
     reads = (asyncio.to_thread(metrics_page, endpoint) for endpoint in endpoints)
     return Counters.of(await asyncio.gather(*reads))
 
@@ -265,7 +268,8 @@ class _Run:
         # All may have been decided by the very failures of a server that was dying.
         if not self.is_final and (self.interrupted or self.failures_in_a_row):
             await self._hear_last_words()
-        self._take(await _read(self.target))
+        if not self.is_final:
+            self._take(await _read(self.target))
         self.target.allowance.requests -= len(self.ended)
         return self._traffic()
 
@@ -356,7 +360,7 @@ class _Run:
     async def _gauge(self) -> None:
         """Reads what the server says of itself, again and again; a slow answer holds up nothing."""
         while True:
-            self._take(await _read(self.target))
+            self._take(await _read(self.target, _ANSWER_SECONDS))
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _take(self, read: Counters | None) -> None:
@@ -395,7 +399,8 @@ class _Run:
         stopped = self.target.stopped() if self.has_stalled or self.is_stalled else ""
         who = f": {stopped}" if stopped else ""
         if self.is_stalled and silent >= patience:
-            healthy = await asyncio.to_thread(self.target.endpoint.is_healthy)
+            endpoint = replace(self.target.endpoint, seconds=_ANSWER_SECONDS)
+            healthy = await asyncio.to_thread(endpoint.is_healthy)
             health = "while /health answers 200" if healthy else "and /health does not answer 200"
             return f"the server hangs: no token for {silent:.0f} s {health}{who}"
         return (

@@ -182,6 +182,23 @@ def test_a_hang_interrupts(
     assert traffic.is_final
 
 
+def test_a_server_that_says_nothing_any_more(standin: Standin) -> None:
+    """Neither its health nor its metrics are waited for as long as those of one that serves."""
+
+    def hang() -> str:
+        if len(standin.requests()) >= WARMUP + 10:
+            silent = [{"kind": "silent", "path": path} for path in ("/health", "/metrics")]
+            standin.configure(ttft_ms=600_000, faults=silent)
+        return ""
+
+    began = time.monotonic()
+    traffic = run(standin, endless(max_duration="5min", stall_timeout="1s", rate="20/s"), hang)
+    assert re.fullmatch(
+        r"the server hangs: no token for \d s and /health does not answer 200", traffic.interrupted
+    )
+    assert time.monotonic() - began < 1 + 2 * runner._ANSWER_SECONDS + 3
+
+
 def test_a_stopped_engine_is_a_hang(standin: Standin) -> None:
     """Others are answered all the while: what a stopped process has is never answered."""
     standin.configure(faults=[{"kind": "silent", "fraction": 0.3, "after": WARMUP}])
