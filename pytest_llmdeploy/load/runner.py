@@ -394,7 +394,7 @@ class _Run:
         server is stopped; empty otherwise. A request that is alone in being silent may wait for its
         turn.
         """
-        patience = self.workload.stall_timeout.seconds
+        patience = self.workload.patience.seconds
         silent = time.perf_counter() - self.heard
         stopped = self.target.stopped() if self.has_stalled or self.is_stalled else ""
         who = f": {stopped}" if stopped else ""

@@ -58,7 +58,7 @@ class _Shift:
 
     def __post_init__(self) -> None:
         job = self.job
-        self.client = Client(job.endpoint, job.workload.path, job.workload.stall_timeout.seconds)
+        self.client = Client(job.endpoint, job.workload.path, job.workload.patience.seconds)
         self.prompts = Prompts(job.workload, job.model, job.vocab, job.nonce)
         self.numbers = count(job.first, job.step)
         self.stopped = self.is_full = False

@@ -71,7 +71,7 @@ def diagnose(log: str, returncode: int | None) -> Diagnosis:
             if cause.pattern.search(line):
                 above = next(_roots(lines[:number]), line) if cause.consequence else line
                 return Diagnosis(cause.cause, _trimmed(above), cause.hint, name)
-    line = next(_roots(lines), "") or _last(log)
+    line = next(_roots(lines), "") or next(filter(None, reversed(lines)), "")
     hint = _KILLED if returncode == -signal.SIGKILL else "see the server's log"
     return Diagnosis(_ended(returncode), _trimmed(line), hint)
 
@@ -113,8 +113,3 @@ def _ended(returncode: int | None) -> str:
 def _trimmed(line: str) -> str:
     text = _INPUT.sub("", _PREFIX.sub("", line)).strip()
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _last(log: str) -> str:
-    """The last line, whatever it is."""
-    return next((_ANSI.sub("", line) for line in reversed(log.splitlines()) if line.strip()), "")

@@ -17,6 +17,7 @@ from pytest_llmdeploy.units import Duration, Fraction, Percentile, Rate
 Name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 # A schedule is made before the first request is sent.
 _MOST_REQUESTS = 10_000_000
+_STALL_TIMEOUT = Duration(60_000)
 
 
 class Arrival(Record):
@@ -123,7 +124,7 @@ class Workload(Record):
     warmup: Duration = Duration(2_000)
     min_duration: Duration = Duration(0)
     max_duration: Duration = Duration(600_000)
-    stall_timeout: Duration = Duration(60_000)
+    stall_timeout: Duration | None = None
     burst: int = Field(default=1, ge=1, le=10_000)
     indifference: tuple[Fraction, Fraction] | None = Field(default=None, strict=False)
     seed: int = Field(default=0, ge=0)
@@ -165,13 +166,24 @@ class Workload(Record):
     @model_validator(mode="after")
     def _waits_for_what_is_in_time(self) -> Self:
         """Refuses to give up a request that is within its limits."""
-        if not self.stall_timeout:
-            raise FaultError(("stall_timeout",), "a request takes longer than no time")
-        limits = {**self.require.ttft, **self.require.stall}
-        if limits and (longest := max(limits.values())) > self.stall_timeout:
-            msg = f"found {self.stall_timeout}: a request may be silent for {longest} by its limits"
-            raise FaultError(("stall_timeout",), msg)
+        found, longest = self.stall_timeout, self._longest_silence
+        if found is not None and (not found or found < longest):
+            why = f": a request may be silent for {longest} by its limits" if longest else ""
+            raise FaultError(("stall_timeout",), f"found {found}{why or ': write more than 0 s'}")
         return self
+
+    @property
+    def patience(self) -> Duration:
+        """So long a request may be silent before it is given up."""
+        return self.stall_timeout or max(_STALL_TIMEOUT, self._longest_silence)
+
+    @property
+    def _longest_silence(self) -> Duration:
+        """That is within the limits; 0 without any."""
+        each = self.require.goodput.limits if self.require.goodput else {}
+        limits = (*self.require.ttft.values(), *self.require.stall.values())
+        silences = (*limits, *(each[metric] for metric in ("ttft", "stall") if metric in each))
+        return max(silences, default=Duration(0))
 
     @model_validator(mode="after")
     def _can_be_sent(self) -> Self:

@@ -114,7 +114,7 @@ def write(folder: Path, on: str, overrides: Mapping[str, Any]) -> tuple[Path, Ma
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     spec = load_spec(path)
     return path, {
-        "hang": spec.workloads[0].stall_timeout.seconds,
+        "hang": spec.workloads[0].patience.seconds,
         "start": spec.serve.startup_timeout.seconds,
         "workload": spec.workloads[0].max_duration.seconds,
     }

@@ -109,6 +109,7 @@ def judged(traffic: WorkloadTraffic) -> dict[str, Judgement]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client, and whoever reads /metrics, give up in a fraction of a second."""
+    monkeypatch.setattr(runner, "_ANSWER_SECONDS", PATIENCE)
     monkeypatch.setattr(runner, "_DRAIN_SECONDS", 1.0)
     monkeypatch.setattr(runner, "_LEAD_SECONDS", 0.03)
     monkeypatch.setattr(endpoint, "_ANSWER_SECONDS", PATIENCE)
@@ -223,7 +224,8 @@ def test_a_server_that_hangs() -> None:
     with Standin() as standin:
         try:
             with after(2.0, lambda: os.kill(standin.pid, signal.SIGSTOP)):
-                traffic = run(standin.url, [HEALTHY])["w"]
+                impatient = {"stall_timeout": Duration(PATIENCE * 1000)}
+                traffic = run(standin.url, [HEALTHY.model_copy(update=impatient)])["w"]
         finally:
             os.kill(standin.pid, signal.SIGCONT)
     assert_refused(traffic, Outcome.STALLED)

@@ -139,6 +139,8 @@ BROKEN: dict[str, str | bytes] = {
         "mix: [{input_tokens: {dataset: good.jsonl}}, {input_tokens: 9, output_tokens: 1}]"),
     "tokens": workload("").replace("input_tokens: 8", "input_tokens: [1, 2]"),
     "too many devices": SMALLEST + "parallel: {tensor: 100000000000000000}\n",
+    "stall before the limit": workload("stall_timeout: 5s\nrequire: {ttft: {p50: 6s}}"),
+    "stall before anything": workload("stall_timeout: 0s"),
     "too many requests": workload("max_duration: 1h", loop="rate: 5000/s"),
     "too many values": SMALLEST + "checks: [" + "1," * 30_000 + "]\n",
     "long value": SMALLEST + "parallel: {tensor: " + "x" * 5000 + "}\n",
@@ -229,3 +231,12 @@ def test_only_what_has_version_and_model_looks_like_a_spec(
     """Other YAML in a user's tree is left alone."""
     (tmp_path / "a.yaml").write_text(text)
     assert looks_like_spec(tmp_path / "a.yaml") is is_spec
+
+
+def test_a_request_may_be_as_slow_as_its_limits(tmp_path: Path) -> None:
+    """Who waits for more than a minute says so by the limit alone."""
+    limits = {"{}": 60, "{ttft: {p50: 100s}}": 100, "{stall: {p99: 70s}}": 70}
+    limits["{goodput: {share: 90%, ttft: 80s}}"] = 80
+    for require, seconds in limits.items():
+        spec = load(tmp_path, workload(f"require: {require}"))
+        assert spec.workloads[0].patience.seconds == seconds
