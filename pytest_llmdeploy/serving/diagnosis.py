@@ -24,8 +24,10 @@ _GENERIC = re.compile(
     r"|CancelledError|Connection (?:closed|reset) by peer"
 )
 # What was logged below an error ended nothing: vLLM goes on after a warning in the same words. But
-# for the end of a process.
-_HARMLESS = re.compile(r"(?:\([^)]*\)\s*)*(?:DEBUG|INFO|WARNING)\b(?!.* unexpectedly\b)")
+# for the end of a process. PyTorch's own begin with "[W1128".
+_HARMLESS = re.compile(
+    r"(?:\([^)]*\)\s*)*(?:(?:DEBUG|INFO|WARNING)\b|\[[IW]\d{4} )(?!.* unexpectedly\b)"
+)
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)*(?:(?:ERROR|INFO|WARNING) [\d:. -]+\[[^\]]*\]\s*)?")
 _SWEPT = re.compile(rf"died unexpectedly \(exit code: -{signal.SIGTERM.value}\)")
 # What pydantic adds to a message.

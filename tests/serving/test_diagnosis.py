@@ -63,6 +63,8 @@ def test_a_warning_ends_no_start() -> None:
     assert not is_hopeless(WARNINGS)
     assert diagnose(WARNINGS, 3).name == ""
     assert diagnose(WARNINGS, 3).cause == "the server ended with exit code 3"
+    torch = "[W1128 07:32:17.833123910 utils.cpp:68] Warning: RuntimeError: not this one\n"
+    assert diagnose(torch + WARNINGS, -9) == diagnose("", -9)
 
 
 def test_the_root_of_several() -> None:
