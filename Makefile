@@ -50,7 +50,7 @@ coverage: setup  ## the same in one process, and what they reach
 	$(BIN)/coverage report
 
 live: setup  ## the tests on a real vLLM
-	$(BIN)/pytest -m vllm
+	$(BIN)/pytest -m vllm --durations=12
 
 fake-nvml: setup  ## a spec's hardware rows on GPUs that are not there: PROFILE GPUS FAULT MACHINE SPEC
 	$(BIN)/python -m tests.fake_nvml $(if $(PROFILE),--profile "$(PROFILE)") \

@@ -12,10 +12,9 @@ from tests.faults.fault import Fault, outcome
 
 NAMES = (
     "worker killed in traffic",
-    "API process killed in traffic",
+    "worker stopped in traffic",
     "pytest killed during start",
-    "Ctrl-C during start",
-    "unknown flag",
+    "Ctrl-C in traffic",
 )
 
 
