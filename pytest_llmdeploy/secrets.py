@@ -1,6 +1,8 @@
 """Secrets in what is shown: the values of this environment, and what looks like a token.
 
-Every text that leaves a run (a row, a report, a line on the terminal) goes through `redact`.
+Every text that leaves a run (a row, a report, a line on the terminal or of a server's log) goes
+through `redact`. The supervisor has this file without its package: it needs the standard library
+alone.
 """
 
 from __future__ import annotations
@@ -41,6 +43,11 @@ def is_secret(name: str) -> bool:
 def keep(name: str) -> None:
     """The value of the variable `name` is shown nowhere from now on."""
     _taken.add(name)
+
+
+def kept() -> list[str]:
+    """The variables whose values are shown nowhere."""
+    return sorted(_taken)
 
 
 def redact(text: str) -> str:

@@ -118,9 +118,9 @@ def run(
 
 
 def assert_nothing_shown(result: pytest.RunResult, folder: Path) -> None:
-    """No stream and no file has one, but for the log that the server itself wrote."""
+    """No stream and no file has one, the server's log among them."""
     shown = {"stdout": str(result.stdout), "stderr": str(result.stderr)}
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"]
+    files = [path for path in folder.rglob("*") if path.is_file()]
     shown |= {path.name: path.read_text(errors="replace") for path in files}
     assert {"junit.xml", "out.json"} <= set(shown)
     assert [
@@ -135,7 +135,7 @@ def test_a_start_that_fails(pytester: pytest.Pytester, monkeypatch: pytest.Monke
     result, entry = run(pytester, monkeypatch, DIES)
     assert result.ret == 1
     (log,) = pytester.path.rglob("s.log")
-    assert all(trace in log.read_text() for trace in TRACES)
+    assert log.read_text().count(MASK) >= len(TRACES)
     assert log.stat().st_mode & 0o077 == 0
     assert "Bearer ***" in str(result.stdout)
     assert any(row["status"] == "ERROR" for row in entry["rows"])

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from pytest_llmdeploy.secrets import kept
 from pytest_llmdeploy.serving import launches, supervisor
 from pytest_llmdeploy.serving.command import Command
 from pytest_llmdeploy.serving.listening import addresses, is_open, named
@@ -66,7 +67,7 @@ class ServerProcess:
             undo.callback(self._record.unlink, missing_ok=True)
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_bytes(b"")
-            # A server may say what others must not read.
+            # What a server says is nobody else's business, secrets or not.
             log.chmod(0o600)
             report = self._start_supervisor()
             undo.pop_all()
@@ -152,6 +153,7 @@ class ServerProcess:
         report, written = os.pipe()
         program = [sys.executable, "-I", supervisor.__file__]
         places = [lifeline, written, self._record, self.log, GRACE_SECONDS, TERM_SECONDS]
+        places.append(",".join(kept()))
         # A worker is known by its title, and a process whose first variable changes can no longer
         # set that (setproctitle): the first one is one that nobody changes.
         first = {"LLMDEPLOY_RUN": str(self._scratch)}

@@ -2,7 +2,7 @@
 
 Run as a script with nothing but the standard library, so that it costs no time and no memory:
 
-    supervisor.py LIFELINE REPORT RECORD LOG GRACE TERM -- ARGV...
+    supervisor.py LIFELINE REPORT RECORD LOG GRACE TERM SECRETS -- ARGV...
 
 It holds the read end of a pipe (LIFELINE) whose other end only pytest has. When pytest ends, in
 whatever way, the pipe closes, and every process that descends from the server is ended: SIGTERM to
@@ -11,8 +11,8 @@ nobody has that patience any more.
 
 REPORT is a pipe to pytest, with a JSON object on each line: that the server runs, its exit code,
 what was killed and removed. RECORD is a file that says what has to be ended if this process can't
-do it. LOG is the server's log. The last two may fail, on a full disk for instance; nothing waits
-for them.
+do it. LOG is the server's log; SECRETS names variables, by commas, whose values it must not hold.
+The two files may fail, on a full disk for instance; nothing waits for them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import json
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,16 +48,18 @@ _SHARED_LOOKS = 20
 _DRAIN_SECONDS = 1.0
 _TRACKER = b"multiprocessing.resource_tracker"
 _READ_BYTES = 64 * 1024
+# So long the rest of a line is waited for.
+_HELD_SECONDS = 0.2
 _asked: set[int] = set()
 
 
 def main(argv: list[str]) -> int:
-    lifeline, report, record_path, log, grace, term, _, *command = argv
+    lifeline, report, record_path, log, grace, term, secrets, _, *command = argv
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: _asked.add(number))
-    record, kept = Record(Path(record_path)), Log(Path(log))
+    record, kept = Record(Path(record_path)), Log(Path(log), _without_secrets(secrets.split(",")))
     output, server_output = os.pipe()
     try:
         # A killed supervisor takes the server with it; the rest falls to who reads the record.
@@ -92,6 +95,20 @@ def main(argv: list[str]) -> int:
     pump.join(_DRAIN_SECONDS)
     _tell(report, killed=killed, **record.close())
     return 0
+
+
+def _without_secrets(names: Sequence[str]) -> Callable[[bytes], bytes]:
+    """Takes the values of these variables out of a text, and what else a secret is."""
+    # This script is no part of a package: it has what stands beside it by its path.
+    module = runpy.run_path(str(Path(__file__).parents[1] / "secrets.py"))
+    for name in names:
+        module["keep"](name)
+
+    def clean(text: bytes) -> bytes:
+        shown: str = module["redact"](text.decode("utf-8", "surrogateescape"))
+        return shown.encode("utf-8", "surrogateescape")
+
+    return clean
 
 
 def _tell(report: str, **facts: Any) -> None:
@@ -177,23 +194,37 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 class Log:
-    """A server's output on its way to a file, the first and the last part of it. Whatever the disk
-    does not take is counted, and said when it takes something again.
+    """A server's output on its way to a file, the first and the last part of it, as `clean` leaves
+    it. Whatever the disk does not take is counted, and said when it takes something again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clean: Callable[[bytes], bytes] = bytes) -> None:
         self.size = self.first = self.cut = self.lost = self._note = 0
         self.file = os.open(path, os.O_RDWR)
+        self.clean, self._held = clean, b""
         self._busy, self._ended = threading.Lock(), False
 
     def pump(self, source: int) -> None:
         """Copies until the end of `source`."""
         while not self._ended:
-            select.select([source], [], [])
+            patience = _HELD_SECONDS if self._held else None
+            readable, _, _ = select.select([source], [], [], patience)
             with self._busy:
-                data = os.read(source, _READ_BYTES)
-                self.write(data)
-                self._ended = not data
+                data = os.read(source, _READ_BYTES) if readable else b""
+                self._take(data)
+                self._ended = bool(readable) and not data
+
+    def _take(self, data: bytes) -> None:
+        """Writes what is whole: a part of a line may end amid a secret. It waits for more, but not
+        when nothing more comes, or too much.
+        """
+        text = self._held + data
+        end = 1 + max(text.rfind(b"\n"), text.rfind(b"\r"))
+        if not data or len(text) - end > _READ_BYTES:
+            end = len(text)
+        self._held = text[end:]
+        if end:
+            self.write(self.clean(text[:end]))
 
     def drain(self, source: int) -> None:
         """Waits, though not for long, until everything that was said by now is in the file."""
@@ -201,6 +232,8 @@ class Log:
         while time.monotonic() < deadline:
             if self._busy.acquire(timeout=_DRAIN_SECONDS):
                 is_empty = self._ended or not select.select([source], [], [], 0)[0]
+                if is_empty:
+                    self._take(b"")
                 self._busy.release()
                 if is_empty:
                     return

@@ -14,6 +14,7 @@ import pytest
 
 from pytest_llmdeploy.serving import supervisor
 from pytest_llmdeploy.serving.supervisor import Log
+from tests.serving.processes import eventually
 
 
 @pytest.fixture
@@ -112,4 +113,21 @@ def test_who_reads_the_log_of_a_death_waits_for_what_is_on_its_way(path: Path) -
     os.close(server)
     pump.join()
     log.drain(source)
+    os.close(source)
+
+
+def test_a_secret_is_not_written_in_two_parts(path: Path) -> None:
+    """The rest of a line is waited for; one without an end is written when nothing more comes."""
+    log = Log(path, lambda text: text.replace(b"planted", b"***"))
+    source, server = os.pipe()
+    pump = threading.Thread(target=log.pump, args=[source])
+    pump.start()
+    for part in (b"a plan", b"ted one\n50 %\r", b"the ", b"planted end"):
+        os.write(server, part)
+    log.drain(source)
+    assert path.read_bytes() == b"a *** one\n50 %\rthe *** end"
+    os.write(server, b"waiting: planted")
+    eventually(lambda: path.read_bytes().endswith(b"waiting: ***"))
+    os.close(server)
+    pump.join()
     os.close(source)
