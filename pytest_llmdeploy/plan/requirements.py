@@ -6,6 +6,7 @@ The plan checks report them, preflight consults them, and a search over strategi
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 
 from pytest_llmdeploy.evidence import Evidence, Judgement, Status, judged
@@ -180,7 +181,8 @@ def decidable(spec: Spec, workload: Workload) -> Judgement:
 def _decides_percentiles(spec: Spec, workload: Workload) -> Judgement:
     rate = workload.rate or Rate(0)
     window = workload.max_duration.seconds - workload.warmup.seconds
-    offered = max(0, int(rate * window))
+    most = _most_requests(spec)
+    offered = min(max(0, int(rate * window)), most)
     limits = workload.require.latency.values()
     shares = [(float(p.fraction), str(p)) for by_percentile in limits for p in by_percentile]
     if wanted := workload.require.goodput:
@@ -197,15 +199,22 @@ def _decides_percentiles(spec: Spec, workload: Workload) -> Judgement:
     return judged(
         offered >= needed,
         f"≥ {needed:,} requests for {hardest}",
-        f"{offered:,} in {workload.max_duration}",
+        f"{offered:,} in {workload.max_duration}" if offered < most else f"{most:,} may be sent",
         measured=offered,
         bound=offered,
         limit=needed,
         unit="requests",
         margin=(offered - needed) / needed,
         evidence={"source": _SOURCE, "shortest": shortest},
-        hint=f"at {workload.rate} set max_duration to {shortest} or more",
+        hint=f"at {workload.rate} set max_duration to {shortest} or more"
+        if needed <= most
+        else f"set attach.max_requests to {needed:,} or more",
     )
+
+
+def _most_requests(spec: Spec) -> int:
+    """So many a run may send, with all its workloads."""
+    return spec.attach.max_requests if spec.attach else sys.maxsize
 
 
 def _short_of_balance(spec: Spec) -> Judgement | None:
@@ -223,7 +232,8 @@ def _short_of_balance(spec: Spec) -> Judgement | None:
         return None
     alpha = round(1 - spec.confidence, 9)
     needed = BalanceRule(engines, found[hardest], alpha, alpha).requests_to_pass()
-    offered = sum(int((w.rate or 0) * w.max_duration.seconds) for w in spec.workloads)
+    sent = sum(int((w.rate or 0) * w.max_duration.seconds) for w in spec.workloads)
+    offered = min(sent, _most_requests(spec))
     if offered >= needed:
         return None
     return judged(
@@ -236,7 +246,9 @@ def _short_of_balance(spec: Spec) -> Judgement | None:
         unit="requests",
         margin=(offered - needed) / needed,
         evidence={"source": _SOURCE},
-        hint="raise max_duration or the rate of a workload",
+        hint="raise max_duration or the rate of a workload"
+        if sent < needed
+        else f"set attach.max_requests to {needed:,} or more",
     )
 
 

@@ -178,3 +178,13 @@ def test_a_plan_knows_how_many_it_takes(tolerance: str, status: Status) -> None:
     closed.pop("rate")
     both_loops = replace(Scene(spec=spec), spec={**spec, "workloads": [steady, closed]})
     assert both_loops.judge("decidable").status is Status.PASS
+
+
+def test_a_cap_on_requests_may_be_too_low_for_a_balance() -> None:
+    """Then longer traffic would not help."""
+    steady = {**STEADY, "max_duration": "50s", "require": {"errors": "0%"}}
+    spec = {**COPIES, "require": {"balance": {"requests": "30%"}}, "workloads": [steady]}
+    attach = {"url": "http://vllm", "engines": ["http://a", "http://b"], "max_requests": 40}
+    short = Scene(spec={**spec, "attach": attach}).judge("decidable")
+    assert short.status is Status.FAIL
+    assert short.hint.startswith("set attach.max_requests to ")

@@ -250,8 +250,8 @@ class TestPredicates:
 class TestDecidable:
     """Whether a workload can send enough requests to pass its percentiles."""
 
-    def decide(self, require: dict[str, Any], duration: str, confidence: str = "95%") -> Judgement:
-        """The judgement on a workload of 10 requests a second."""
+    def decide(self, require: dict[str, Any], duration: str, **more: Any) -> Judgement:
+        """The judgement on a workload of 10 requests a second; `more` are keys of the spec."""
         workload = {
             "name": "steady",
             "input_tokens": 16,
@@ -261,7 +261,7 @@ class TestDecidable:
             "max_duration": duration,
             "require": require,
         }
-        spec = tiny(workloads=[workload], confidence=confidence)
+        spec = tiny(workloads=[workload], **more)
         return requirements.decidable(spec, spec.workloads[0])
 
     def test_the_limit_is_exact(self) -> None:
@@ -299,3 +299,12 @@ class TestDecidable:
     def test_a_warmup_that_takes_it_all(self) -> None:
         """When the warm-up fills the duration, nothing is measured."""
         assert self.decide({"ttft": {"p50": "1s"}}, "1s").measured == 0
+
+    def test_no_more_may_be_sent(self) -> None:
+        """Where the cap on requests is too low, longer traffic would not help."""
+        attach = {"url": "http://vllm", "max_requests": 100}
+        found = self.decide({"ttft": {"p99": "1s"}}, "10min", attach=attach)
+        assert (found.status, found.result) == (Status.FAIL, "100 may be sent")
+        assert found.hint == f"set attach.max_requests to {found.limit} or more"
+        enough = {**attach, "max_requests": found.limit}
+        assert self.decide({"ttft": {"p99": "1s"}}, "10min", attach=enough).status is Status.PASS
