@@ -18,9 +18,6 @@ import psutil
 import pytest
 import yaml
 
-from pytest_llmdeploy.serving import Server
-from pytest_llmdeploy.serving.start import launch
-from pytest_llmdeploy.spec import load_spec
 from tests.leftovers import title
 from tests.specs import REPOSITORY
 
@@ -176,12 +173,3 @@ def tiny_spec(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-@pytest.fixture(scope="module")
-def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One running vLLM for all tests of a module."""
-    log = tmp_path_factory.mktemp("tiny") / "server.log"
-    server, process = launch(load_spec(TINY), log, lambda _text: None)
-    yield server
-    assert not process.stop().processes
