@@ -73,7 +73,9 @@ def diagnose(log: str, returncode: int | None) -> Diagnosis:
             if cause.pattern.search(line):
                 above = next(_roots(lines[:number]), line) if cause.consequence else line
                 return Diagnosis(cause.cause, _trimmed(above), cause.hint, name)
-    line = next(_roots(lines), "") or next(filter(None, reversed(lines)), "")
+    # What was written last says nothing of a signal.
+    last = "" if returncode and returncode < 0 else next(filter(None, reversed(lines)), "")
+    line = next(_roots(lines), last)
     hint = _KILLED if returncode == -signal.SIGKILL else "see the server's log"
     return Diagnosis(_ended(returncode), _trimmed(line), hint)
 

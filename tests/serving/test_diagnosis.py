@@ -64,7 +64,7 @@ def test_a_warning_ends_no_start() -> None:
     assert diagnose(WARNINGS, 3).name == ""
     assert diagnose(WARNINGS, 3).cause == "the server ended with exit code 3"
     torch = "[W1128 07:32:17.833123910 utils.cpp:68] Warning: RuntimeError: not this one\n"
-    assert diagnose(torch + WARNINGS, -9) == diagnose("", -9)
+    assert diagnose(torch + WARNINGS + "\n  lookup(value)\n", -9) == diagnose("", -9)
 
 
 def test_the_root_of_several() -> None:
@@ -91,7 +91,7 @@ def test_colours_are_no_part_of_a_line() -> None:
     ("code", "text"),
     [
         (0, "the server ended with exit code 0: bye"),
-        (-9, "the server was ended by SIGKILL: bye"),
+        (-9, "the server was ended by SIGKILL"),
         (None, "the server does not answer: bye"),
     ],
 )
