@@ -12,8 +12,10 @@ from types import ModuleType
 from pytest_llmdeploy.checks import Check, DuplicateCheckError, Registry, Requirement, requirements
 from pytest_llmdeploy.deployment import Deployment
 from pytest_llmdeploy.evidence import Row
-from pytest_llmdeploy.report import Checklist
+from pytest_llmdeploy.plan.graph import deployment_graph
+from pytest_llmdeploy.report import Checklist, Context, SpecText
 from pytest_llmdeploy.secrets import redact, redacted
+from pytest_llmdeploy.serving.command import launch_text
 from pytest_llmdeploy.spec import Spec, SpecError, load_spec
 
 LIVE_PHASES = ("host", "live", "stopped")
@@ -28,6 +30,11 @@ class Options:
     introspect: bool = False
     url: str | None = None
     reports: Sequence[Path] = ()
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether a report is written that people read."""
+        return any(path.suffix != ".json" for path in self.reports)
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,27 @@ class Session:
             repairs=redacted(list(deployment.repairs())) if is_broken else (),
             facts=redacted(deployment.to_json()),
             seconds=deployment.seconds,
+            context=self._context(path) if self.options.has_pages else Context(),
+        )
+
+    def _context(self, path: Path) -> Context:
+        """What a page shows beside the rows of the spec in `path`."""
+        items = self.items(path)
+        rows: dict[int, list[str]] = {}
+        for requirement in items.requirements:
+            if requirement.path:
+                id_ = f"{self.node_id(path)}::{requirement_id(requirement)}"
+                rows.setdefault(items.spec.line(requirement.path), []).append(id_)
+        try:
+            text = redact(path.read_text(encoding="utf-8"))
+        except OSError:
+            # It was there when the run began.
+            text = ""
+        deployment = self.deployment(path)
+        return Context(
+            texts=[SpecText(path=self.node_id(path), text=text, rows=rows)],
+            launch=redact(launch_text(items.spec)),
+            graph=deployment_graph(items.spec, deployment.plan),
         )
 
     def _load(self, path: Path) -> SpecItems:

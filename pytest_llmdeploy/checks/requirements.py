@@ -15,10 +15,13 @@ from pytest_llmdeploy.units import Percentile
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One item of a spec: a check, and the key and value that it is to judge."""
+    """One item of a spec: a check, and the key and value that it is to judge; `path` is where the
+    spec has that key.
+    """
 
     check: Check
     key: str = ""
+    path: KeyPath = ()
     value: Any = None
     placeholders: Mapping[str, Any] = field(default_factory=dict)
     waived: str = ""
@@ -60,7 +63,7 @@ def requirements(spec: Spec, checks: Iterable[Check]) -> list[Requirement]:
             except (ValueError, ValidationError) as error:
                 problems.append(spec.problem(key, _reason(error)))
                 continue
-            item = Requirement(check, _text(spec, key), parsed, placeholders)
+            item = Requirement(check, _text(spec, key), key, parsed, placeholders)
             waived = (why for waiver, why in spec.waive.items() if _covers(waiver, item))
             found.append(replace(item, waived=next(waived, "")))
     problems += _unjudged(spec, checks, judged)

@@ -11,7 +11,7 @@ from pytest_llmdeploy.cli import RefusedError
 from pytest_llmdeploy.plan import Plan, plan
 from pytest_llmdeploy.plan.search import Alternative, alternatives
 from pytest_llmdeploy.plan.second_opinion import SecondOpinionError
-from pytest_llmdeploy.serving.command import LaunchError, flags, shell_command
+from pytest_llmdeploy.serving.command import LaunchError, flags, launch_text
 from pytest_llmdeploy.spec import Spec, SpecError, load_spec
 
 
@@ -59,14 +59,6 @@ def _second_opinion(arguments: argparse.Namespace, plan: Plan) -> str:
         for name, said in second_opinion(opinion, plan).items()
     ]
     return "\n".join(["", "Second opinion, by aiconfigurator-core", *lines, ""])
-
-
-def launch_text(spec: Spec) -> str:
-    """The launch command, or why there is none."""
-    try:
-        return shell_command(spec)
-    except LaunchError as error:
-        return f"none: {error}"
 
 
 def plan_json(spec: Spec, found: Plan, ranked: tuple[Alternative, ...]) -> dict[str, Any]:

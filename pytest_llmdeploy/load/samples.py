@@ -91,6 +91,32 @@ class Sample:
         return max(gaps) * 1000 if gaps else None
 
 
+# More than these are drawn and compared no better, and every one makes the report longer.
+MOST_REQUESTS = 20_000
+_DECIMALS = 3
+
+
+def requests_json(samples: Sequence[Sample], origin: float) -> dict[str, Any]:
+    """Every request as columns, in order of arrival: when it was `due` and when it `ended` (seconds
+    since `origin`), how (`outcome`), and its latencies in ms, null where it has none. Of more than
+    `MOST_REQUESTS`, the first ones.
+    """
+    shown = samples[:MOST_REQUESTS]
+    return {
+        "due": [_rounded(sample.due - origin) for sample in shown],
+        "ended": [_rounded(sample.ended - origin) for sample in shown],
+        "outcome": [str(sample.outcome) for sample in shown],
+        "ttft": [_rounded(sample.ttft) for sample in shown],
+        "tpot": [_rounded(sample.tpot) for sample in shown],
+        "e2el": [_rounded(sample.e2el) for sample in shown],
+        "stall": [_rounded(sample.stall) for sample in shown],
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, _DECIMALS)
+
+
 class _Usage(msgspec.Struct, gc=False):
     completion_tokens: int = 0
 

@@ -13,7 +13,7 @@ from pytest_llmdeploy.evidence import Evidence, Judgement, Status, judged
 from pytest_llmdeploy.load.backlog import KEEPS_UP, Service
 from pytest_llmdeploy.load.claims import METRICS, Budget, badness, rule, settled
 from pytest_llmdeploy.load.engines import Engines
-from pytest_llmdeploy.load.samples import Sample
+from pytest_llmdeploy.load.samples import Sample, requests_json
 from pytest_llmdeploy.load.validity import Lateness
 from pytest_llmdeploy.probes.recording import Recording
 from pytest_llmdeploy.spec import Workload
@@ -268,6 +268,7 @@ class WorkloadTraffic:
             "running_peak": self.running_peak.value,
             "preemptions": self.preempted.value,
             **{metric: self.latencies(metric).to_json() for metric in METRICS},
+            "requests": requests_json(self.samples, self.start),
             "at_capacity": self.at_capacity.to_json() if self.at_capacity else None,
         }
 

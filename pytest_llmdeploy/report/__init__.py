@@ -1,5 +1,5 @@
 """Reports: one writer for each form, all of them reading the same checklists."""
 
-from pytest_llmdeploy.report.checklist import Checklist
+from pytest_llmdeploy.report.checklist import Checklist, Context, SpecText
 
-__all__ = ["Checklist"]
+__all__ = ["Checklist", "Context", "SpecText"]

@@ -7,6 +7,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_llmdeploy.evidence import Row, Status, Verdict
+from pytest_llmdeploy.plan.graph import Graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecText:
+    """A file of the spec: its `text`, and by line (from 1) the ids of the rows it calls for."""
+
+    path: str
+    text: str
+    rows: Mapping[int, Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a page has beside the checklist, for people: the spec's files, the launch command (or
+    why there is none), and the deployment graph.
+    """
+
+    texts: Sequence[SpecText] = ()
+    launch: str = ""
+    graph: Graph | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +35,7 @@ class Checklist:
     """`not_run` are the node ids of items without a row, `left_out` those that a plan-only run
     leaves out by design; `broken` says why a file is not a valid spec; `facts` are the parts plan,
     server, traffic and devices of the report; `repairs` say what would mend a plan that does not
-    pass.
+    pass; `context` is there for the forms that people read.
     """
 
     name: str
@@ -27,6 +48,7 @@ class Checklist:
     repairs: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    context: Context = Context()
 
     @property
     def verdict(self) -> Verdict:

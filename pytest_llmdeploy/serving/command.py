@@ -85,6 +85,14 @@ def shell_command(spec: Spec) -> str:
     return " \\\n  ".join([*variables, f"vllm serve {quote(spec.model.id)}", *options])
 
 
+def launch_text(spec: Spec) -> str:
+    """The launch command, or why there is none."""
+    try:
+        return shell_command(spec)
+    except LaunchError as error:
+        return f"none: {error}"
+
+
 def environment(spec: Spec) -> Mapping[str, str]:
     """What the spec adds to the server's environment."""
     found: dict[str, str] = {}

@@ -452,12 +452,15 @@ class Spec(Record):
     def source(self) -> Source:
         return self._source
 
-    def problem(self, key: KeyPath, message: str) -> Problem:
-        """A fault at `key` that was found after loading, with its line in the file."""
+    def line(self, key: KeyPath) -> int:
+        """The line (from 1) of `key`, or of the closest parent that is in the file."""
         lines = self._source.lines
         known = (key[:length] for length in range(len(key), 0, -1))
-        line = next((lines[part] for part in known if part in lines), 1)
-        return Problem(self._source.path, line, dotted(key), message)
+        return next((lines[part] for part in known if part in lines), 1)
+
+    def problem(self, key: KeyPath, message: str) -> Problem:
+        """A fault at `key` that was found after loading, with its line in the file."""
+        return Problem(self._source.path, self.line(key), dotted(key), message)
 
     def resolve(self, relative: str) -> Path:
         """A path that the spec gives, relative to the spec's own folder."""

@@ -14,11 +14,11 @@ import yaml
 from pytest_llmdeploy.cli import main
 from pytest_llmdeploy.cli.page import plan_page, strategy
 from pytest_llmdeploy.cli.patch import patch, plain, repair_text
-from pytest_llmdeploy.cli.plan import launch_text
 from pytest_llmdeploy.plan import Plan, plan
 from pytest_llmdeploy.plan.latency import Estimate, Prediction
 from pytest_llmdeploy.plan.repair import Change, Impossible, Repair, Repairs
 from pytest_llmdeploy.plan.search import Alternative
+from pytest_llmdeploy.serving.command import launch_text
 from pytest_llmdeploy.spec import Parallel, Spec
 from pytest_llmdeploy.units import Bytes, Duration, Fraction, Rate
 from tests.plan.deployments import LLAMA_70B, made

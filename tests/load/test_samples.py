@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmdeploy.load.samples import Outcome, Sample, read_stream
+from pytest_llmdeploy.load.samples import (
+    MOST_REQUESTS,
+    Outcome,
+    Sample,
+    read_stream,
+    requests_json,
+)
 
 LATENCIES = ("ttft", "tpot", "e2el", "stall")
 
@@ -209,3 +215,21 @@ def test_a_failed_request_is_infinitely_slow(outcome: Outcome, metric: str) -> N
     """Failing fast makes nothing faster, even when tokens had come."""
     sample = Sample(due=0, sent=0, ended=0.1, outcome=outcome, stamps=[(0.01, 1), (0.02, 1)])
     assert getattr(sample, metric) == math.inf
+
+
+def test_requests_as_columns() -> None:
+    """Of every request one value in each column; a failed one has no latency."""
+    good = Sample(
+        due=10.0, sent=10.0, ended=10.5, outcome=Outcome.OK, stamps=((10.25, 1), (10.5, 5))
+    )
+    bad = Sample(due=11.0, sent=11.0, ended=11.25, outcome=Outcome.RESET)
+    assert requests_json([good, bad], 10.0) == {
+        "due": [0.0, 1.0],
+        "ended": [0.5, 1.25],
+        "outcome": ["ok", "connection reset"],
+        "ttft": [250.0, None],
+        "tpot": [50.0, None],
+        "e2el": [500.0, None],
+        "stall": [250.0, None],
+    }
+    assert len(requests_json([bad] * (MOST_REQUESTS + 1), 0.0)["due"]) == MOST_REQUESTS
