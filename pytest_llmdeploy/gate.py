@@ -17,6 +17,7 @@ from _pytest.pathlib import ImportMode, import_path
 from pytest_llmdeploy.checks import DuplicateCheckError, Registry
 from pytest_llmdeploy.collection import SpecFile, in_order, parametrize, phase
 from pytest_llmdeploy.fixtures import SESSION, NotServing
+from pytest_llmdeploy.report.files import FORMS, write_report
 from pytest_llmdeploy.report.terminal import ProgressLine, write_checklist
 from pytest_llmdeploy.rows import (
     REQUIREMENT,
@@ -178,8 +179,6 @@ class Gate:
         return not statuses or (decided and all(status.is_green for status in statuses))
 
     def _write_reports(self) -> None:
-        from pytest_llmdeploy.report.json_file import write_report  # noqa: PLC0415 - if asked for
-
         for path in self.session.options.reports:
             try:
                 write_report(path, self.session.checklists())
@@ -215,8 +214,9 @@ def _options(config: pytest.Config, base: Path) -> Options:
     reports = config.getoption("deploy_report") or config.getini("deploy_report")
     paths = [base / name for name in reports]
     for path in paths:
-        if path.suffix != ".json":
-            msg = f"--deploy-report {path.name}: the suffix says the form, known is .json"
+        if path.suffix not in FORMS:
+            known = ", ".join(FORMS)
+            msg = f"--deploy-report {path.name}: the suffix says the form, known is {known}"
             raise pytest.UsageError(msg)
     url = config.getoption("deploy_url") or config.getini("deploy_url") or None
     try:

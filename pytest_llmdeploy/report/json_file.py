@@ -1,13 +1,11 @@
-"""The machine-readable report, and its JSON Schema."""
+"""The machine-readable report, by its JSON Schema."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest_llmdeploy
@@ -28,15 +26,7 @@ def report(checklists: Sequence[Checklist]) -> dict[str, Any]:
     }
 
 
-def write_report(path: Path, checklists: Sequence[Checklist]) -> None:
-    """Writes the report to `path`, whole or not at all.
-
-    Raises:
-        OSError: when it can't be written.
-    """
+def render(checklists: Sequence[Checklist]) -> str:
+    """The text of the report."""
     text = json.dumps(report(checklists), indent=2, ensure_ascii=False, allow_nan=False)
-    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text + "\n", encoding="utf-8")
-    fresh.replace(path)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"

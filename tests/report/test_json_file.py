@@ -16,7 +16,8 @@ from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.probes.recording import Recording
 from pytest_llmdeploy.report import Checklist
-from pytest_llmdeploy.report.json_file import report, write_report
+from pytest_llmdeploy.report.files import write_report
+from pytest_llmdeploy.report.json_file import report
 from pytest_llmdeploy.serving.introspection import ADDED, WorkerFacts
 from tests.checks.scenes import gpus
 from tests.plan.deployments import made

@@ -1,0 +1,26 @@
+"""Reports as files: the suffix says the form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from pytest_llmdeploy.report.checklist import Checklist
+
+# The module of each form has `render`; it is loaded when a file of that form is asked for.
+FORMS = {".json": "json_file"}
+
+
+def write_report(path: Path, checklists: Sequence[Checklist]) -> None:
+    """Writes the report to `path`, whole or not at all.
+
+    Raises:
+        OSError: when it can't be written.
+    """
+    text = import_module(f"pytest_llmdeploy.report.{FORMS[path.suffix]}").render(checklists)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
