@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import signal
 import threading
 from collections.abc import Generator, Sequence
@@ -17,21 +18,26 @@ from _pytest.pathlib import ImportMode, import_path
 from pytest_llmdeploy.checks import DuplicateCheckError, Registry
 from pytest_llmdeploy.collection import SpecFile, in_order, parametrize, phase
 from pytest_llmdeploy.fixtures import SESSION, NotServing
+from pytest_llmdeploy.report.annotations import Annotation, commands, of_row
 from pytest_llmdeploy.report.files import FORMS, write_report
-from pytest_llmdeploy.report.terminal import ProgressLine, write_checklist
+from pytest_llmdeploy.report.junit import add_row, add_verdicts, junit_file
+from pytest_llmdeploy.report.letters import encodable
+from pytest_llmdeploy.report.terminal import ProgressLine, encoding, write_checklist
 from pytest_llmdeploy.rows import (
     REQUIREMENT,
     attach_row,
     hide_secrets,
+    rewritten,
     row_in,
     without_secrets,
 )
+from pytest_llmdeploy.secrets import redact
 from pytest_llmdeploy.session import LIVE_PHASES, NOT_OURS, Options, Session
-from pytest_llmdeploy.spec import looks_like_spec
+from pytest_llmdeploy.spec import SpecError, looks_like_spec
 from pytest_llmdeploy.spec.attach import checked_url
 
 _YAML = (".yaml", ".yml")
-_QUIET = -1
+_QUIETEST = -2
 
 
 def open_gate(config: pytest.Config, patterns: Sequence[str]) -> None:
@@ -81,6 +87,7 @@ class Gate:
         self.folders = {parent for path in session.paths for parent in path.parents}
         self.failed_servers: set[str] = set()
         self.unwritten: list[str] = []
+        self.planned: set[str] = set()
 
     def pytest_sessionstart(self) -> None:
         """SIGTERM ends the run as Ctrl-C does: servers are stopped, the report is written."""
@@ -118,6 +125,9 @@ class Gate:
             self.config.hook.pytest_deselected(items=live)
             items[:] = [item for item in items if item not in live]
         items[:] = in_order(items, self.session.paths)
+        self.planned = {
+            item.nodeid for item in items if REQUIREMENT in item.stash and phase(item) == "plan"
+        }
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -142,10 +152,32 @@ class Gate:
     def pytest_internalerror(self, excrepr: object) -> None:
         without_secrets(excrepr)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.progress.clear()
         if (found := row_in(report)) is not None:
-            self.session.add_row(*found)
+            path, row = found
+            self.session.add_row(path, row)
+            if file := junit_file(self.config):
+                add_row(file, report, self.session.items(path).spec.name, row)
+        if self.progress.reporter is not None:
+            letters = partial(encodable, encoding=encoding(self.progress.reporter))
+            report.longrepr = rewritten(report.longrepr, letters)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """The plan is told when its last row is there, before anything is launched."""
+        if nodeid in self.planned:
+            self.planned.remove(nodeid)
+            if not self.planned:
+                self.progress.keep(self._plan_line())
+
+    def _plan_line(self) -> str:
+        found = [row for rows in self.session.rows.values() for row in rows.values()]
+        plan = [row for row in found if row.phase == "plan"]
+        bad = sum(not row.status.is_green for row in plan)
+        checks = f"{len(plan)} check{'s' if len(plan) != 1 else ''}"
+        failed = f", {bad} did not pass" if bad else ""
+        return f"plan     {checks}{failed}, {self.session.seconds:.1f} s"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -153,6 +185,8 @@ class Gate:
             return
         if exitstatus == pytest.ExitCode.OK and not self._may_be_green():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if file := junit_file(self.config):
+            add_verdicts(file, self.session.checklists())
         self._write_reports()
         if self.unwritten:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
@@ -161,13 +195,46 @@ class Gate:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for problem in self.unwritten:
             terminalreporter.write_line(f"ERROR: {problem}", red=True)
-        hidden = self.config.option.no_summary or self.config.get_verbosity() < _QUIET
-        if hidden or self.config.option.collectonly:
+        if self.config.option.collectonly:
+            return
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            terminalreporter.ensure_newline()
+            for line in commands(self._annotations()):
+                terminalreporter.write_line(encodable(line, encoding(terminalreporter)))
+        if self.config.option.no_summary or self.config.get_verbosity() < _QUIETEST:
             return
         for checklist in self.session.checklists():
             write_checklist(terminalreporter, checklist, self.session.seconds)
         for path in self.session.options.reports if not self.unwritten else ():
             terminalreporter.write_line(f"report: {path}")
+
+    def _annotations(self) -> list[Annotation]:
+        """What is not green, at its line in the spec."""
+        found: list[Annotation] = []
+        for path in self.session.paths:
+            file = self._in_repository(path)
+            try:
+                lines = self.session.lines(path)
+            except SpecError as error:
+                found += [
+                    Annotation(
+                        kind="error",
+                        file=file,
+                        line=problem.line,
+                        title="not a valid spec",
+                        message=redact(f"{problem.key}: {problem.message}"),
+                    )
+                    for problem in error.problems
+                ]
+                continue
+            rows = self.session.rows.get(path, {}).values()
+            found += [of_row(row, file, lines[row.id]) for row in rows if not row.status.is_green]
+        return found
+
+    def _in_repository(self, path: Path) -> str:
+        """The path of a spec as GitHub knows it."""
+        root = Path(os.environ.get("GITHUB_WORKSPACE", self.config.rootpath)).resolve()
+        return path.relative_to(root).as_posix() if root in path.parents else path.as_posix()
 
     def _may_be_green(self) -> bool:
         """Whether the outcome may be 0: of what was checked, something was decided, and nothing was

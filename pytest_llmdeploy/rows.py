@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,20 @@ def hide_secrets(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 def without_secrets(shown: Any) -> Any:
     """A failure as pytest represents it, redacted in place where it is more than a text."""
+    return rewritten(shown, redact)
+
+
+def rewritten(shown: Any, change: Callable[[str], str]) -> Any:
+    """A failure as pytest represents it with every text changed, in place where it is more than a
+    text.
+    """
     if isinstance(shown, TerminalRepr):
         for name, part in vars(shown).items():
-            setattr(shown, name, without_secrets(part))
+            setattr(shown, name, rewritten(part, change))
         return shown
     if isinstance(shown, list | tuple):
-        return type(shown)(map(without_secrets, shown))
-    return redact(shown) if isinstance(shown, str) else shown
+        return type(shown)(rewritten(part, change) for part in shown)
+    return change(shown) if isinstance(shown, str) else shown
 
 
 def _judgement(

@@ -115,6 +115,14 @@ class Session:
             return self.node_ids[path]
         return path.relative_to(self.root).as_posix() if self.root in path.parents else path.name
 
+    def lines(self, path: Path) -> dict[str, int]:
+        """The line of the spec in `path` that asks for each of its items, by the item's node id."""
+        items, prefix = self.items(path), self.node_id(path)
+        return {
+            f"{prefix}::{requirement_id(found)}": items.spec.line(found.path)
+            for found in items.requirements
+        }
+
     def checklists(self) -> list[Checklist]:
         """What became of every spec."""
         return [self._checklist(path) for path in self.paths]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import groupby, zip_longest
+from operator import itemgetter
 
 import pytest
 from tabulate import tabulate
+from wcwidth import clip, ljust, wcswidth, wrap
 
 from pytest_llmdeploy.evidence import Row, Status, Verdict
 from pytest_llmdeploy.report.checklist import Checklist
+from pytest_llmdeploy.report.letters import clean, encodable
 from pytest_llmdeploy.secrets import redact
+from pytest_llmdeploy.units import show
 
 _HEADERS = ("Check", "Requirement", "Result", "Status")
 _MARKUP = {
@@ -40,31 +44,107 @@ _COUNTED_AS = {
     Status.WAIVED: "waived",
     Status.PASS: "passed",
 }
+# What did not pass, as it is repeated below the table.
+_WORST_FIRST = (
+    Status.FAIL,
+    Status.ERROR,
+    Status.INVALID,
+    Status.INCONCLUSIVE,
+    Status.SKIPPED,
+)
 # What tabulate's "simple" format needs beside the cells: two blanks between four columns, and two
 # beside each header.
 _BETWEEN = 2 * (len(_HEADERS) - 1)
 _BESIDE_HEADER = 2
 _NARROWEST = max(map(len, _HEADERS)) + _BESIDE_HEADER
+# Below this, columns are narrower than their headers: a row is a sentence.
+_TABLE_FROM = len(_HEADERS) * _NARROWEST + _BETWEEN + 1
+_LINE_ONLY = -2
+_DECIDED = {"PASS", "FAIL"}
 
 
 def write_checklist(
     reporter: pytest.TerminalReporter, checklist: Checklist, seconds: float
 ) -> None:
-    """The table, what to change, and the verdict in one line."""
+    """The table, what to change, and the verdict in one line; with -qq that line alone."""
     reporter.ensure_newline()
-    reporter.section(f"checklist: {checklist.name}")
+    verbosity = reporter.config.get_verbosity()
+    if verbosity > _LINE_ONLY:
+        reporter.section(f"checklist: {shown(reporter, checklist.name)}")
+        width = reporter._tw.fullwidth  # noqa: SLF001 - pytest has no public name for it
+        for line, row in body_lines(_legible(reporter, checklist), width, verbosity):
+            markup = _MARKUP[row.status] if row else {}
+            reporter.write_line(encodable(line, encoding(reporter)), **markup)
+    closing = shown(reporter, closing_line(checklist, seconds))
+    reporter.write_line(closing, **_VERDICT_MARKUP[checklist.verdict])
+
+
+def shown(reporter: pytest.TerminalReporter, text: str) -> str:
+    """The text in one line, as this terminal can show it."""
+    return encodable(clean(text), encoding(reporter))
+
+
+def encoding(reporter: pytest.TerminalReporter) -> str:
+    file = reporter._tw._file  # noqa: SLF001 - as above
+    return getattr(file, "encoding", None) or "utf-8"
+
+
+def _legible(reporter: pytest.TerminalReporter, checklist: Checklist) -> Checklist:
+    """The checklist with what the terminal can't show replaced, before anything is aligned."""
+    text = partial(shown, reporter)
+    rows = [
+        replace(
+            row,
+            item=text(row.item),
+            requirement=text(row.requirement),
+            result=text(row.result),
+            hint=text(row.hint),
+        )
+        for row in checklist.rows
+    ]
+    broken = "\n".join(map(text, checklist.broken.splitlines()))
+    return replace(checklist, rows=rows, broken=broken, repairs=[*map(text, checklist.repairs)])
+
+
+def body_lines(
+    checklist: Checklist, width: int, verbosity: int = 0
+) -> Iterator[tuple[str, Row | None]]:
+    """What stands between the heading and the verdict: lines, each with the row it belongs to."""
     if checklist.broken:
-        reporter.write_line(checklist.broken)
-    width = reporter._tw.fullwidth  # noqa: SLF001 - pytest has no public name for it
-    for line, row in table_lines(checklist.rows, width):
-        reporter.write_line(line, **(_MARKUP[row.status] if row else {}))
-    hints = [f"{r.item}: {r.hint}" for r in checklist.rows if r.hint and not r.status.is_green]
-    for text in (*hints, *checklist.repairs):
-        indented = textwrap.fill(text, width - 1, initial_indent="  → ", subsequent_indent="    ")
-        reporter.write_line(indented)
+        yield checklist.broken, None
+    as_rows = table_lines if width >= _TABLE_FROM else _sentences
+    yield from as_rows(checklist.rows, width, evidence=verbosity > 0)
+    yield from _changes(checklist, width)
     for line in _introspection(checklist):
-        reporter.write_line(line)
-    reporter.write_line(closing_line(checklist, seconds), **_VERDICT_MARKUP[checklist.verdict])
+        yield line, None
+
+
+def _changes(checklist: Checklist, width: int) -> Iterator[tuple[str, Row | None]]:
+    """What did not pass, worst first, with what to do about it; then what mends the plan."""
+    failed = [row for status in _WORST_FIRST for row in checklist.rows if row.status is status]
+    if failed:
+        yield "", None
+        yield "What to change, worst first:", None
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in failed:
+        # A server that is not there is one fault, however many rows it has.
+        alone = row.requirement if row.status.is_decided else ""
+        alike.setdefault((row.status, row.result, row.hint, alone), []).append(row)
+    for rows in alike.values():
+        first = rows[0]
+        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        required = f", required: {first.requirement}" if first.status.is_decided else ""
+        text = f"{first.status}  {first.item}{more}: {first.result}{required}"
+        for line in _filled(text, width, "  "):
+            yield line, first
+        if first.hint:
+            yield from ((line, None) for line in _filled(f"→ {first.hint}", width, "    "))
+    for text in checklist.repairs:
+        yield from ((line, None) for line in _filled(f"→ {text}", width, "  "))
+
+
+def _filled(text: str, width: int, indent: str) -> list[str]:
+    return wrap(text, width - 1, initial_indent=indent, subsequent_indent=f"{indent}  ")
 
 
 def _introspection(checklist: Checklist) -> Iterator[str]:
@@ -76,35 +156,80 @@ def _introspection(checklist: Checklist) -> Iterator[str]:
             yield f"--deploy-introspect: {found['problem']}"
 
 
-def table_lines(rows: Sequence[Row], width: int) -> Iterator[tuple[str, Row | None]]:
-    """The lines of the table, each with the row that it belongs to; no wider than `width`."""
+def by_family(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each family together, in the order in which the families appear."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row.family, []).append(row)
+    return list(families.values())
+
+
+def table_lines(
+    rows: Sequence[Row], width: int, *, evidence: bool = False
+) -> Iterator[tuple[str, Row | None]]:
+    """The lines of the table, each with the row that it belongs to; no wider than `width`. A blank
+    line is between families; `evidence` adds what each row rests on.
+    """
     if not rows:
         return
-    cells = [(row.item, row.requirement, row.result, str(row.status)) for row in rows]
+    families = by_family(rows)
+    ordered = [row for family in families for row in family]
+    cells = [(row.item, row.requirement, row.result, str(row.status)) for row in ordered]
     limits = _column_limits(cells, width - 1)
-    wrapped = [
-        tuple(textwrap.wrap(cell, limit) or [""] for cell, limit in zip(row, limits, strict=True))
-        for row in cells
-    ]
     flat: list[tuple[str, ...]] = []
-    owners: list[Row] = []
-    for row, columns in zip(rows, wrapped, strict=True):
-        height = max(map(len, columns))
-        for index in range(height):
-            flat.append(tuple(col[index] if index < len(col) else "" for col in columns))
-            owners.append(row)
+    owners: list[int] = []
+    for number, row in enumerate(cells):
+        columns = [
+            wrap(clean(cell), limit) or [""] for cell, limit in zip(row, limits, strict=True)
+        ]
+        for parts in zip_longest(*columns, fillvalue=""):
+            flat.append(parts)
+            owners.append(number)
     text = tabulate(flat, headers=_HEADERS, tablefmt="simple", disable_numparse=True)
     head, rule, *lines = text.split("\n")
     yield head, None
     yield rule, None
-    for line, owner in zip(lines, owners, strict=True):
-        yield line.rstrip(), owner
+    firsts = {id(family[0]) for family in families[1:]}
+    for number, group in groupby(zip(owners, lines, strict=True), key=itemgetter(0)):
+        owner = ordered[number]
+        if id(owner) in firsts:
+            yield "", None
+            firsts.remove(id(owner))
+        yield from ((line.rstrip(), owner) for _, line in group)
+        if evidence and (told := evidence_of(owner)):
+            yield from ((line, None) for line in _filled(told, width, "    "))
+
+
+def _sentences(
+    rows: Sequence[Row], width: int, *, evidence: bool = False
+) -> Iterator[tuple[str, Row | None]]:
+    """The rows where there is no room for columns."""
+    for number, family in enumerate(by_family(rows)):
+        if number:
+            yield "", None
+        for row in family:
+            required = f", required: {row.requirement}" if row.requirement else ""
+            text = clean(f"{row.status}  {row.item}: {row.result}{required}")
+            yield from ((line, row) for line in _filled(text, width, ""))
+            if evidence and (told := evidence_of(row)):
+                yield from ((line, None) for line in _filled(told, width, "    "))
+
+
+def evidence_of(row: Row) -> str:
+    """What a row rests on: where it was read, of how many, the figures, and what is left."""
+    source, n = row.evidence.get("source"), row.evidence.get("n")
+    figures = {"measured": row.measured, "bound": row.bound, "limit": row.limit}
+    parts = [f"read: {source}"] if source else []
+    parts += [f"n {n:,}"] if isinstance(n, int) else []
+    parts += [f"{name} {show(at, row.unit)}" for name, at in figures.items() if at is not None]
+    parts += [f"margin {show(row.margin, 'fraction')}"] if row.margin is not None else []
+    return "; ".join(parts)
 
 
 def _column_limits(cells: Sequence[tuple[str, ...]], width: int) -> list[int]:
     """How wide each column may be: the widest gives way until the table fits."""
     limits = [
-        max(len(header) + _BESIDE_HEADER, *(len(row[index]) for row in cells))
+        max(len(header) + _BESIDE_HEADER, *(wcswidth(clean(row[index])) for row in cells))
         for index, header in enumerate(_HEADERS)
     ]
     while sum(limits) + _BETWEEN > width and max(limits) > _NARROWEST:
@@ -158,18 +283,29 @@ class ProgressLine:
             return
         capture = self.config.pluginmanager.get_plugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
-            self._show(self.reporter, redact(text))
+            self._show(self.reporter, shown(self.reporter, redact(text)))
+
+    def keep(self, text: str) -> None:
+        """Says something that stays, in a line of its own."""
+        if self.reporter is None or self.config.get_verbosity() < 0:
+            return
+        self.clear()
+        self.reporter.ensure_newline()
+        self.reporter.write_line(shown(self.reporter, text))
 
     def _show(self, reporter: pytest.TerminalReporter, text: str) -> None:
         if reporter.isatty:
             if not self._shown:
                 reporter.ensure_newline()
             width = reporter._tw.fullwidth - 1  # noqa: SLF001 - as above
-            reporter.rewrite(text[:width].ljust(width))
+            reporter.rewrite(ljust(clip(text, 0, width), width))
             self._shown = text
             return
-        # A log is for stages: "server   starting, 3 s   …" is one as long as it lasts.
-        stage = " ".join(text.split()[:2]).rstrip(",")
+        # A log is for stages: "server   starting, 3 s   …" is one as long as it lasts, and traffic
+        # one until something else is decided.
+        first, second, *others = [*text.split(), "", ""]
+        decided = [f"{at}:{word}" for at, word in enumerate(others) if word in _DECIDED]
+        stage = " ".join([first, second.rstrip(","), *decided])
         if stage != self._shown:
             reporter.ensure_newline()
             reporter.write_line(text)
