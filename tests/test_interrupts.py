@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.gate_runs import QUICK, own_checks, statuses
 from tests.runs import Run, Runs
 from tests.serving.processes import eventually, family, freeze, is_alive
 from tests.specs import write_spec
@@ -164,3 +165,26 @@ def test_the_normal_end(runs: Runs, tmp_path: Path) -> None:
     (row,) = (row for row in entry["rows"] if row["check"] == "clean_stop")
     assert row["status"] == "PASS", row
     assert set(row["evidence"]) >= {"processes", "sockets", "temporary files", "shared memory"}
+
+
+def test_an_interrupted_run_writes_its_report(pytester: pytest.Pytester) -> None:
+    """Ctrl-C in the middle keeps the rows there are, and names what did not run."""
+    spec = own_checks(
+        pytester,
+        """
+@check("One")
+def one(expect): expect(0).at_most(1)
+@check("Two")
+def two(expect): raise KeyboardInterrupt
+@check("Three")
+def three(expect): expect(0).at_most(1)
+""",
+    )
+    # In this process, pytester would hand the interrupt on to the run that we are in.
+    arguments = ["--deploy-spec", str(spec), "--deploy-plan-only", "--deploy-report=out.json"]
+    result = pytester.runpytest_subprocess(*QUICK, *arguments)
+    (entry,) = json.loads((pytester.path / "out.json").read_text())["specs"]
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert statuses(entry)["one"] == "PASS"
+    assert {"s.yaml::two", "s.yaml::three"} <= set(entry["not_run"])
+    assert entry["verdict"] == "UNDECIDED"

@@ -128,17 +128,16 @@ def _changes(checklist: Checklist, width: int) -> Iterator[tuple[str, Row | None
     alike: dict[tuple[str, ...], list[Row]] = {}
     for row in failed:
         # A server that is not there is one fault, however many rows it has.
-        alone = row.requirement if row.status.is_decided else ""
-        alike.setdefault((row.status, row.result, row.hint, alone), []).append(row)
+        own = row.id if row.status.is_decided else ""
+        alike.setdefault((row.status, row.result, own), []).append(row)
     for rows in alike.values():
         first = rows[0]
         more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
         required = f", required: {first.requirement}" if first.status.is_decided else ""
         text = f"{first.status}  {first.item}{more}: {first.result}{required}"
-        for line in _filled(text, width, "  "):
-            yield line, first
-        if first.hint:
-            yield from ((line, None) for line in _filled(f"→ {first.hint}", width, "    "))
+        yield from ((line, first) for line in _filled(text, width, "  "))
+        for hint in dict.fromkeys(row.hint for row in rows if row.hint):
+            yield from ((line, None) for line in _filled(f"→ {hint}", width, "    "))
     for text in checklist.repairs:
         yield from ((line, None) for line in _filled(f"→ {text}", width, "  "))
 

@@ -9,14 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
+from wcwidth import wcswidth
 
 from pytest_llmdeploy.evidence import Row, Status
-from pytest_llmdeploy.report.terminal import _introspection, closing_line, table_lines
+from pytest_llmdeploy.report.terminal import (
+    _introspection,
+    body_lines,
+    closing_line,
+    table_lines,
+)
 from tests.report.rows import checklist, row
 
-# What tests see of the world: narrow characters, spaces, and what other tools take for line ends.
+# What tests see of the world: narrow and wide characters, spaces, and what other tools take for
+# line ends.
 LETTERS = st.characters(max_codepoint=0x2FF, exclude_categories=["Cc", "Cf"])
-TEXT = st.text(LETTERS | st.sampled_from("≤≥×→—\u2028\x85\n"), max_size=60)
+TEXT = st.text(LETTERS | st.sampled_from("≤≥×→—模型\u2028\x85\n"), max_size=60)
 ROWS = st.lists(
     st.builds(row, st.sampled_from(Status), item=TEXT, requirement=TEXT, result=TEXT), max_size=4
 )
@@ -49,13 +56,72 @@ def letters(*texts: str) -> Counter[str]:
 def test_the_table_fits_and_is_whole(rows: list[Row], width: int) -> None:
     """No line is wider than the terminal, and every character of every row is in its lines."""
     lines = list(table_lines(rows, width))
-    assert all(len(line) < width for line, _ in lines)
+    assert all(wcswidth(line) < width for line, _ in lines)
     for index, wanted in enumerate(rows):
         if any(wanted is other for other in rows[:index]):
             continue
         shown = letters(*(line for line, owner in lines if owner is wanted))
         texts = (wanted.item, wanted.requirement, wanted.result, str(wanted.status))
         assert shown == letters(*texts)
+
+
+HOSTILE = [
+    row(item="模型记忆体余量, 稳态", result="\x1b[31mred\x1b[0m and \x1b]0;title\x07back\rover"),
+    row(family="latency", item="TTFT\tp99", result="one\ntwo \u202ereversed"),
+    row(family="latency", item="한국어 모델", requirement="≤ 1 초", result="ｆｕｌｌ"),
+]
+MIXED = [
+    *TYPICAL,
+    row(Status.FAIL, id="a.yaml::devices", family="ranks", item="Devices", hint="add one"),
+    row(Status.ERROR, family="ranks", item="Ranks up", result="no server", hint="start it"),
+    row(Status.ERROR, family="service", item="Errors", result="no server"),
+    row(Status.INVALID, family="latency", result="the client was late", hint="use more cores"),
+    row(
+        family="latency",
+        item="TTFT p50",
+        measured=380.0,
+        bound=412.0,
+        limit=1000.0,
+        unit="ms",
+        margin=0.588,
+        evidence={"source": "the client", "n": 1204},
+    ),
+]
+
+
+def columns(line: str) -> int:
+    """Where the status begins, in columns of the terminal."""
+    before, _, _ = line.rpartition("PASS")
+    return wcswidth(before)
+
+
+def test_wide_and_control_characters_stay_in_their_column(snapshot: SnapshotAssertion) -> None:
+    """CJK names take two columns each; what would colour, move or hide is not printed."""
+    lines = [line for line, _ in table_lines(HOSTILE, 80)]
+    text = "\n".join(lines)
+    assert not any(ord(character) < 32 for character in text.replace("\n", ""))
+    assert "\u202e" not in text
+    assert len({columns(line) for line in lines if line.endswith("PASS")}) == 1
+    assert text == snapshot
+
+
+@pytest.mark.parametrize("verbosity", [0, 1], ids=["plain", "verbose"])
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_body(width: int, verbosity: int, snapshot: SnapshotAssertion) -> None:
+    """Families apart, the table or at 40 columns sentences, then what to change, worst first."""
+    made = checklist(rows=MIXED, repairs=["all built-in plan checks pass with serve.x: 1 (was 2)"])
+    lines = [line for line, _ in body_lines(made, width, verbosity)]
+    assert all(wcswidth(line) < width for line in lines)
+    assert "\n".join(lines) == snapshot
+
+
+@given(ROWS, st.integers(30, 57))
+def test_sentences_fit_and_are_whole(rows: list[Row], width: int) -> None:
+    """Where columns have no room, nothing is lost either."""
+    lines = list(body_lines(checklist(rows=rows), width))
+    assert all(wcswidth(line) < width for line, _ in lines)
+    shown = letters(*(line for line, _ in lines))
+    assert not letters(*(found.result for found in rows)) - shown
 
 
 def test_no_rows_no_table() -> None:
