@@ -133,6 +133,12 @@ class TestHold:
         judgement = devices(ab=1, ac=1).hold("pairs")
         assert (judgement.status, judgement.result) == (Status.PASS, "2 of 2")
 
+    def test_one_that_stands_for_all(self) -> None:
+        """Where nothing can be read, nobody knows how many there are."""
+        missing = Evidence(None, "", "NVML", problem="unsupported: there is no NVML")
+        judgement = Readings.of({"NVML": missing}).hold("pairs")
+        assert (judgement.status, judgement.requirement) == (Status.ERROR, "all pairs")
+
 
 class TestWords:
     """Codes, the most that something can be, and faults in words."""
