@@ -222,7 +222,7 @@ def evidence_of(row: Row) -> str:
     parts += [f"n {n:,}"] if isinstance(n, int) else []
     parts += [f"{name} {show(at, row.unit)}" for name, at in figures.items() if at is not None]
     parts += [f"margin {show(row.margin, 'fraction')}"] if row.margin is not None else []
-    return "; ".join(parts)
+    return clean("; ".join(parts))
 
 
 def _column_limits(cells: Sequence[tuple[str, ...]], width: int) -> list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from wcwidth import wcswidth
 
 from pytest_llmdeploy.evidence import Row, Status
 from pytest_llmdeploy.report.terminal import (
+    ProgressLine,
     _introspection,
     body_lines,
     closing_line,
@@ -163,3 +165,32 @@ def test_closing_line(
 ) -> None:
     """Verdict, counts, what was not run and where the time went."""
     assert closing_line(checklist(*statuses, **changes), 75.0) == snapshot
+
+
+@dataclass
+class Log:
+    """A reporter that is no terminal."""
+
+    isatty: bool = False
+    lines: list[str] = field(default_factory=list)
+
+    def ensure_newline(self) -> None:
+        """Every line is one."""
+
+    def write_line(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_log_has_a_line_for_each_decision() -> None:
+    """Traffic is told when it begins and whenever something is decided, not every second."""
+    log, progress = Log(), ProgressLine(cast("pytest.Config", None))
+    told = [
+        "traffic  steady  0 requests in 0 s   ttft p50 deciding …   ttft p99 deciding …",
+        "traffic  steady  90 requests in 1 s   ttft p50 deciding …   ttft p99 deciding …",
+        "traffic  steady  120 requests in 2 s   ttft p50 PASS   ttft p99 deciding …",
+        "traffic  steady  150 requests in 3 s   ttft p50 PASS   ttft p99 deciding …",
+        "traffic  steady  500 requests in 9 s   ttft p50 PASS   ttft p99 FAIL",
+    ]
+    for text in told:
+        progress._show(cast("pytest.TerminalReporter", log), text)
+    assert log.lines == [told[0], told[2], told[4]]
