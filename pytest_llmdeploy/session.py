@@ -161,19 +161,19 @@ class Session:
     def _context(self, path: Path) -> Context:
         """What a page shows beside the rows of the spec in `path`."""
         items = self.items(path)
-        rows: dict[int, list[str]] = {}
+        source = items.spec.source
+        rows: dict[Path, dict[int, list[str]]] = {file: {} for file in source.files}
         for requirement in items.requirements:
             if requirement.path:
                 id_ = f"{self.node_id(path)}::{requirement_id(requirement)}"
-                rows.setdefault(items.spec.line(requirement.path), []).append(id_)
-        try:
-            text = redact(path.read_text(encoding="utf-8"))
-        except OSError:
-            # It was there when the run began.
-            text = ""
+                place = source.place(requirement.path)
+                rows[place.path].setdefault(place.line, []).append(id_)
         deployment = self.deployment(path)
         return Context(
-            texts=[SpecText(path=self.node_id(path), text=text, rows=rows)],
+            texts=[
+                SpecText(path=self.node_id(file), text=_text(file), rows=found)
+                for file, found in rows.items()
+            ],
             launch=redact(launch_text(items.spec)),
             graph=deployment_graph(items.spec, deployment.plan),
         )
@@ -203,6 +203,14 @@ class Session:
             reason = f"{type(error).__name__}: {error}"
             message = f"{spec.checks[index]} cannot be imported: {reason}"
             raise SpecError([spec.problem(key, message)]) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return redact(path.read_text(encoding="utf-8"))
+    except OSError:
+        # It was there when the run began.
+        return ""
 
 
 def requirement_id(requirement: Requirement) -> str:

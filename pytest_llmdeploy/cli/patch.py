@@ -17,6 +17,9 @@ def repair_text(spec: Spec, found: Repairs) -> str:
         return "# Every plan check passes: nothing to repair.\n"
     parts = list(_patches(spec, found.repairs)) or ["# No change that was tried mends this.\n"]
     text = "---\n".join(parts)
+    if spec.extends and found.repairs:
+        # What a base says, the file on top may say anew.
+        text = f"# To be merged into {spec.source.path}, not into what it extends.\n{text}"
     for impossible in found.impossible:
         text += (
             f"# {impossible.requirement}: wanted {impossible.wanted}, "

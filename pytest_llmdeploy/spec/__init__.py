@@ -2,13 +2,15 @@
 
 from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted, nearest
 from pytest_llmdeploy.spec.load import load_spec, looks_like_spec
-from pytest_llmdeploy.spec.model import Parallel, Source, Spec
+from pytest_llmdeploy.spec.model import Parallel, Spec
 from pytest_llmdeploy.spec.schema import spec_schema
+from pytest_llmdeploy.spec.source import Place, Source
 from pytest_llmdeploy.spec.workload import Workload
 
 __all__ = [
     "KeyPath",
     "Parallel",
+    "Place",
     "Problem",
     "Source",
     "Spec",

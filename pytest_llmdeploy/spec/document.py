@@ -7,7 +7,7 @@ scalars mean what they say (YAML 1.1's `on`, `012` and `1:30` are texts here).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import yaml
 
 from pytest_llmdeploy.spec.bounded import read_bounded
 from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted
+from pytest_llmdeploy.spec.source import Place, Source
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
@@ -33,20 +34,11 @@ _CONSTANTS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 @dataclass(frozen=True)
 class Document:
-    """The data of a YAML file, and the line (from 1) of every key path in it."""
+    """The data of a YAML file, and the place of every key path in it; `size` is in bytes."""
 
-    path: Path
     data: Any
-    lines: Mapping[KeyPath, int]
-
-    def line(self, key: KeyPath) -> int:
-        """The line of `key`, or of the closest parent that is in the file."""
-        while key and key not in self.lines:
-            key = key[:-1]
-        return self.lines.get(key, 1)
-
-    def problem(self, key: KeyPath, message: str) -> Problem:
-        return Problem(self.path, self.line(key), dotted(key), message)
+    source: Source
+    size: int = 0
 
 
 class _Reader:
@@ -140,13 +132,13 @@ def read_document(path: Path) -> Document:
     if len(raw) > MAX_BYTES:
         raise SpecError([Problem(path, 1, "", f"is larger than {MAX_BYTES:,} bytes")])
     try:
-        return _parse(path, raw.decode("utf-8"))
+        return _parse(path, raw.decode("utf-8"), len(raw))
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise SpecError([Problem(path, line, "", "is not UTF-8 text")]) from None
 
 
-def _parse(path: Path, text: str) -> Document:
+def _parse(path: Path, text: str, size: int) -> Document:
     reader = _Reader(path, text)
     try:
         data = reader.document()
@@ -160,4 +152,5 @@ def _parse(path: Path, text: str) -> Document:
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
         raise SpecError([Problem(path, 1, "", f"is not YAML: {reason}")]) from None
-    return Document(path, data, reader.lines)
+    places = {key: Place(path, line) for key, line in reader.lines.items()}
+    return Document(data, Source(path, places, (path,)), size)

@@ -10,9 +10,11 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ValidationError
 
 from pytest_llmdeploy.secrets import redact
-from pytest_llmdeploy.spec.document import Document, read_document
+from pytest_llmdeploy.spec.document import read_document
 from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, SpecError, nearest
-from pytest_llmdeploy.spec.model import Source, Spec
+from pytest_llmdeploy.spec.extends import read_extended
+from pytest_llmdeploy.spec.model import Spec
+from pytest_llmdeploy.spec.source import Source
 
 _WHAT_IS_ALLOWED = {
     "missing": "is required",
@@ -26,26 +28,26 @@ _WHAT_IS_ALLOWED = {
     "tuple_type": "write a list",
 }
 _MOST_SHOWN = 20
+# Beside `version`: other YAML has that, too.
+_TELLING = {"model", "extends"}
 # What is found here may be a secret that somebody wrote in the wrong form.
 _UNSHOWN = {("serve", "env"), ("serve", "extra_args"), ("attach", "url")}
 
 
 def load_spec(path: Path) -> Spec:
-    """The spec in the file `path`.
+    """The spec in the file `path`, with what it extends.
 
     Raises:
         SpecError: with file, line, key, what was found and what is allowed, for every fault.
     """
-    document = read_document(path)
-    if not isinstance(document.data, dict):
-        raise SpecError([document.problem((), "a spec is a mapping that begins with `version: 1`")])
+    document = read_extended(path)
+    given = {"name": path.stem, **document.data}
+    given["name"] = path.stem if given["name"] == "" else given["name"]
     try:
-        given = {"name": path.stem, **document.data}
-        given["name"] = path.stem if given["name"] == "" else given["name"]
         spec = Spec.model_validate(given, context={"folder": path.parent})
     except ValidationError as error:
-        raise SpecError(list(_problems(document, error))) from None
-    spec._source = Source(path, document.lines)  # noqa: SLF001 - the loader completes the record
+        raise SpecError(list(_problems(document.source, error))) from None
+    spec._source = document.source  # noqa: SLF001 - the loader completes the record
     return spec
 
 
@@ -55,20 +57,20 @@ def looks_like_spec(path: Path) -> bool:
         data = read_document(path).data
     except SpecError:
         return False
-    return isinstance(data, dict) and {"version", "model"} <= set(data)
+    return isinstance(data, dict) and "version" in data and not data.keys().isdisjoint(_TELLING)
 
 
-def _problems(document: Document, error: ValidationError) -> Iterator[Problem]:
+def _problems(source: Source, error: ValidationError) -> Iterator[Problem]:
     faults = error.errors(include_url=False)
     for fault in faults[:_MOST_SHOWN]:
         key = fault["loc"]
-        if key not in document.lines:
+        if key not in source.places:
             key = tuple(part for part in key if part != "[key]")
         found = fault.get("ctx", {}).get("error")
         within = found.key if isinstance(found, FaultError) else ()
-        yield document.problem((*key, *within), redact(_message(key, fault)))
+        yield source.problem((*key, *within), redact(_message(key, fault)))
     if (more := len(faults) - _MOST_SHOWN) > 0:
-        yield document.problem((), f"and {more:,} more")
+        yield source.problem((), f"and {more:,} more")
 
 
 def _message(key: KeyPath, fault: Mapping[str, Any]) -> str:

@@ -7,17 +7,17 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from pytest_llmdeploy.facts import Gpu, gpus, vllm_flags
 from pytest_llmdeploy.secrets import is_secret
 from pytest_llmdeploy.spec.attach import Attach
-from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, dotted, nearest
+from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, nearest
 from pytest_llmdeploy.spec.record import Record
+from pytest_llmdeploy.spec.source import Source
 from pytest_llmdeploy.spec.workload import Workload
 from pytest_llmdeploy.units import Bytes, Duration, Fraction
 
@@ -370,14 +370,6 @@ class Require(Record):
         return self
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a spec was read: its file and the line of every key path."""
-
-    path: Path = Path("<spec>")
-    lines: Mapping[KeyPath, int] = field(default_factory=dict)
-
-
 # Below it is a coin's toss; above it no number of requests that anybody sends is enough.
 _LEAST_CONFIDENCE, _MOST_CONFIDENCE = 0.5, 0.9999
 
@@ -386,6 +378,7 @@ class Spec(Record):
     """What is deployed, and what it must achieve."""
 
     version: Literal[1]
+    extends: str | Annotated[tuple[str, ...], Field(strict=False)] = ()
     name: str = ""
     model: Model
     engine: Engine | None = None
@@ -453,14 +446,12 @@ class Spec(Record):
         return self._source
 
     def line(self, key: KeyPath) -> int:
-        """The line (from 1) of `key`, or of the closest parent that is in the file."""
-        lines = self._source.lines
-        known = (key[:length] for length in range(len(key), 0, -1))
-        return next((lines[part] for part in known if part in lines), 1)
+        """The line (from 1) of `key`, or of the closest parent that is in a file."""
+        return self._source.place(key).line
 
     def problem(self, key: KeyPath, message: str) -> Problem:
-        """A fault at `key` that was found after loading, with its line in the file."""
-        return Problem(self._source.path, self.line(key), dotted(key), message)
+        """A fault at `key` that was found after loading, with its line in its file."""
+        return self._source.problem(key, message)
 
     def resolve(self, relative: str) -> Path:
         """A path that the spec gives, relative to the spec's own folder."""

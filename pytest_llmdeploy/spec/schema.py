@@ -15,6 +15,8 @@ _SHORT_FORMS: dict[str, list[dict[str, Any]]] = {
     "EnvironmentValue": [{"type": ["string", "number"]}],
 }
 
+_PART = "PartOf"
+
 
 def spec_schema() -> dict[str, Any]:
     """The schema of version 1 (JSON Schema 2020-12)."""
@@ -34,11 +36,36 @@ def spec_schema() -> dict[str, Any]:
         serve["properties"].setdefault(name, _flag_schema(flag))
     limits = definitions["WorkloadRequire"]["properties"]
     limits["prefill"], limits["decode"] = limits["ttft"], limits["tpot"]
+    whole = {key: value for key, value in schema.items() if key != "$defs"}
+    parts = {name: _part(definition) for name, definition in definitions.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
         "title": "pytest-llmdeploy spec, version 1",
+        "type": "object",
+        "if": {"required": ["extends"]},
+        "then": _part(whole),
+        "else": whole,
+        "$defs": {**definitions, **{_PART + name: part for name, part in parts.items()}},
     }
+
+
+def _part(schema: Any) -> Any:
+    """What a file that extends others may say of `schema`: a part of it, and null to remove what a
+    base says.
+    """
+    if isinstance(schema, list):
+        return [_part(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    part = {key: _part(value) for key, value in schema.items() if key not in {"required", "$ref"}}
+    if reference := schema.get("$ref"):
+        part["$ref"] = reference.replace("#/$defs/", f"#/$defs/{_PART}")
+    if (properties := part.get("properties")) is not None:
+        part["properties"] = {
+            name: {"anyOf": [one, {"type": "null"}]} if one else one
+            for name, one in properties.items()
+        }
+    return part
 
 
 def _flag_schema(flag: Flag) -> dict[str, Any]:

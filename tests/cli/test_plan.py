@@ -277,6 +277,20 @@ def test_a_patch_is_nested_as_the_spec_is() -> None:
     assert Parallel.model_validate(plain(Parallel(tensor=4, data=2))) == Parallel(tensor=4, data=2)
 
 
+def test_a_repair_of_a_variant_goes_on_top(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The patch is what the top file is to say: over it, every plan check passes."""
+    llama(tmp_path, tensor=6)
+    top, mended = tmp_path / "top.yaml", tmp_path / "mended.yaml"
+    top.write_text("version: 1\nextends: llama.yaml\n")
+    assert main(["plan", str(top), "--repair"]) == 1
+    patched = capsys.readouterr().out
+    assert patched.startswith(f"# To be merged into {top}, not into what it extends.\n# parallel")
+    mended.write_text("extends: top.yaml\n" + patched.partition("---\n")[0])
+    assert main(["plan", str(mended), "--repair"]) == 0
+
+
 def test_repairs_are_documents_of_their_own() -> None:
     """The first is the smallest; each says in a comment what it changes."""
     one, other = Change("parallel.tensor", 8, 3), Change("serve.max_num_seqs", 64, None)

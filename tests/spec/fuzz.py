@@ -138,12 +138,42 @@ def piece_replaced(draw: st.DrawFn) -> str:
     return EXAMPLE[:start] + draw(TOKENS | st.text()) + EXAMPLE[start + length :]
 
 
+@st.composite
+def extending(draw: st.DrawFn) -> str:
+    """A spec over bases, some of which are odd: `bases` writes them."""
+    names = st.sampled_from([*FAMILY, "spec.yaml", "none.yaml", "/dev/zero", "", ".", "x" * 5000])
+    given = draw(names | st.lists(names, max_size=4) | ANYTHING)
+    changes = draw(st.dictionaries(st.sampled_from([*Spec.model_fields]), ANYTHING, max_size=2))
+    return _dumped({"version": 1, **changes, "extends": given}, None)
+
+
+# A ladder, on which every step has two ways down; a circle; and what is no spec.
+FAMILY = {
+    "0.yaml": EXAMPLE,
+    "1.yaml": "extends: 0.yaml\n",
+    **{f"{n}.yaml": f"extends: [{n - 1}.yaml, {n - 2}.yaml]\n" for n in range(2, 15)},
+    "circle.yaml": "extends: [0.yaml, circle.yaml]\n",
+    "other.yaml": ELSEWHERE,
+    "odd.yaml": "workloads: [{name: steady, rate: null}, 3]\nserve: 3\nmodel: [1]\n",
+    "list.yaml": "- 1\n",
+    "large.yaml": "a: " + "x" * 900_000,
+    "long.yaml": "".join(f"k{number}: {{}}\n" for number in range(9_000)),
+}
+
+
+def bases(folder: Path) -> None:
+    """Writes the files that `extending` names."""
+    for name, text in FAMILY.items():
+        (folder / name).write_text(text)
+
+
 STRATEGIES: list[st.SearchStrategy[str] | st.SearchStrategy[bytes]] = [
     any_bytes(),
     pieces_of_yaml(),
     value_replaced(),
     piece_replaced(),
     mutated(),
+    extending(),
 ]
 
 
@@ -229,6 +259,7 @@ def main() -> None:
         suppress_health_check=list(HealthCheck),
     )
     with tempfile.TemporaryDirectory() as folder:
+        bases(Path(folder))
         for strategy in STRATEGIES:
 
             @how

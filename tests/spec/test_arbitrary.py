@@ -1,6 +1,6 @@
 """Whatever is in the file, the loader answers soon: with a spec or with a SpecError.
 
-500 texts here; `make fuzz` tries 15,000.
+530 texts here; `make fuzz` tries 15,000.
 """
 
 from pathlib import Path
@@ -14,6 +14,8 @@ from .documents import SMALLEST
 from .fuzz import (
     answered,
     any_bytes,
+    bases,
+    extending,
     mutated,
     piece_replaced,
     pieces_of_yaml,
@@ -59,6 +61,14 @@ def test_a_piece_of_the_example_replaced(tmp_path: Path, text: str) -> None:
 @given(text=mutated())
 def test_a_spec_with_one_mutation(tmp_path: Path, text: str) -> None:
     """A key renamed, doubled or gone; a value of another type, size or depth; an anchor."""
+    answered(tmp_path, text)
+
+
+@settings(thoroughly, max_examples=30)
+@given(text=extending())
+def test_a_spec_over_any_bases(tmp_path: Path, text: str) -> None:
+    """Bases that are long, odd, not there or go round; and anything over them."""
+    bases(tmp_path)
     answered(tmp_path, text)
 
 
