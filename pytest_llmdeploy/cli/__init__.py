@@ -72,14 +72,28 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    init = commands.add_parser("init", help="write a spec for a command line that you have")
-    init.add_argument(
+    init = commands.add_parser("init", help="write a spec for what you have")
+    way = init.add_mutually_exclusive_group(required=True)
+    way.add_argument(
         "--from-command",
-        required=True,
         metavar="COMMAND",
         help="the line that starts the server, `vllm serve …`, in one argument; - reads stdin",
     )
-    init.add_argument("--device", required=True, help="a GPU of the catalogue, or cpu")
+    way.add_argument(
+        "--from-url",
+        metavar="URL",
+        help="a server that runs, as http://localhost:8000; VLLM_API_KEY is sent",
+    )
+    way.add_argument(
+        "--from-manifest",
+        metavar="FILE",
+        help="a rendered Kubernetes manifest with the server; - reads stdin",
+    )
+    way.add_argument(
+        "--model", metavar="ID", help="a model; the planner chooses its strategy on --device"
+    )
+    init.add_argument("--device", metavar="GPU", help="a GPU of the catalogue, or cpu")
+    init.add_argument("--only", metavar="NAME", help="of several servers in a manifest, this one")
     init.add_argument("--devices-per-node", type=count, metavar="N")
     init.add_argument("--nodes", type=count, metavar="N")
     init.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import re
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pytest_llmdeploy.cli import RefusedError
+from pytest_llmdeploy.spec import Spec, SpecError, load_spec
 
 _WORD = re.compile(r"[A-Za-z_/][\w./@+-]*", re.ASCII)
 _NOT_TEXTS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
@@ -38,3 +43,19 @@ def yaml_text(data: Mapping[str, Any]) -> str:
             node.flow_style = False
     text: str = yaml.serialize(root, Dumper=_Dumper, allow_unicode=True, width=_UNBROKEN)
     return text
+
+
+def loaded(text: str) -> Spec:
+    """The spec that `text` is.
+
+    Raises:
+        RefusedError: when it is none; the text says why, key by key.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spec.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            return load_spec(path)
+        except SpecError as error:
+            faults = (f"{fault.key}: {fault.message}" for fault in error.problems)
+            raise RefusedError("; ".join(faults)) from None

@@ -1,4 +1,4 @@
-"""`llmdeploy init`: from the command that somebody runs to a spec that can be tested."""
+"""`llmdeploy init`: from what somebody has to a spec that can be tested."""
 
 from __future__ import annotations
 
@@ -6,34 +6,28 @@ import argparse
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pytest_llmdeploy.cli import RefusedError
-from pytest_llmdeploy.cli.document import yaml_text
+from pytest_llmdeploy.cli.document import loaded, yaml_text
+from pytest_llmdeploy.cli.draft import Draft
 from pytest_llmdeploy.serving.command_line import CommandLineError, spec_from_command
-from pytest_llmdeploy.spec import Spec, SpecError, load_spec
+from pytest_llmdeploy.spec import Spec
 
 # Tokens of a request to begin with, where the server takes that many.
 _INPUT, _OUTPUT = 512, 128
+_SECTIONS = ("model", "engine", "hardware", "parallel", "serve", "attach")
 
 
 def run(arguments: argparse.Namespace) -> int:
     output: Path | None = arguments.output
-    line = sys.stdin.read() if arguments.from_command == "-" else arguments.from_command
-    try:
-        found = spec_from_command(
-            line,
-            arguments.device,
-            devices_per_node=arguments.devices_per_node,
-            nodes=arguments.nodes,
-        )
-    except CommandLineError as error:
-        raise RefusedError(str(error)) from None
-    text = spec_text(_placed(found.data, output), output.stem if output else None)
-    for note in found.notes:
+    draft = _draft(arguments)
+    data = _placed(draft.data, output)
+    text = spec_text(replace(draft, data=data), output.stem if output else None)
+    for note in draft.notes:
         sys.stderr.write(f"note: {note}\n")
     if output is None:
         sys.stdout.write(text)
@@ -47,32 +41,63 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def spec_text(data: Mapping[str, Any], name: str | None = None) -> str:
-    """The spec file of `data`, with a workload and requirements to begin with.
+def _draft(arguments: argparse.Namespace) -> Draft:
+    """What the chosen way finds out; each is imported when it is."""
+    given = {"devices_per_node": arguments.devices_per_node, "nodes": arguments.nodes}
+    device: str | None = arguments.device
+    if arguments.only and not arguments.from_manifest:
+        raise RefusedError("--only: chooses a server of --from-manifest")
+    if arguments.from_url:
+        from pytest_llmdeploy.cli.running import draft_of_server  # noqa: PLC0415
+
+        return draft_of_server(arguments.from_url, device, **given)
+    if arguments.from_manifest:
+        from pytest_llmdeploy.cli.manifest import draft_of_manifest  # noqa: PLC0415
+
+        return draft_of_manifest(arguments.from_manifest, device, only=arguments.only, **given)
+    if device is None:
+        raise RefusedError("--device: on what does it run? A GPU of the catalogue, or cpu")
+    if arguments.model:
+        from pytest_llmdeploy.cli.choice import draft_of_choice  # noqa: PLC0415
+
+        return draft_of_choice(arguments.model, device, **given)
+    return _draft_of_command(arguments.from_command, device, **given)
+
+
+def _draft_of_command(line: str, device: str, **given: int | None) -> Draft:
+    line = sys.stdin.read() if line == "-" else line
+    try:
+        found = spec_from_command(line, device, **given)
+    except CommandLineError as error:
+        raise RefusedError(str(error)) from None
+    return Draft(found.data, "as the server's command line says", found.notes)
+
+
+def spec_text(draft: Draft, name: str | None = None) -> str:
+    """The spec file of a draft, with a workload and requirements to begin with.
 
     Raises:
-        RefusedError: when `data` is not a valid spec; the text says why, key by key.
+        RefusedError: when its data is not a valid spec; the text says why, key by key.
     """
-    spec = _loaded(yaml_text(data))
-    sections = {key: value for key, value in data.items() if key != "version"}
+    spec = loaded(yaml_text(draft.data))
     head = yaml_text({"version": 1, "name": name or _name(spec)})
-    parts = [f"# What is deployed: as the server's command line says.\n{head}"]
-    parts += [yaml_text({key: value}) for key, value in sections.items()]
+    parts = [f"# What is deployed: {draft.about}.\n{head}"]
+    parts += [_section(key, draft) for key in _SECTIONS if key in {*draft.data, *draft.proposals}]
     parts += ["\n".join(_workloads(spec)) + "\n", "\n".join(_require(spec)) + "\n"]
     text = "\n".join(parts)
-    _loaded(text)
+    loaded(text)
     return text
 
 
-def _loaded(text: str) -> Spec:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "spec.yaml"
-        path.write_text(text, encoding="utf-8")
-        try:
-            return load_spec(path)
-        except SpecError as error:
-            faults = (f"{fault.key}: {fault.message}" for fault in error.problems)
-            raise RefusedError("; ".join(faults)) from None
+def _section(key: str, draft: Draft) -> str:
+    """A section with its remarks and proposals; one of proposals alone is a comment as a whole."""
+    remarks = [f"# {remark}\n" for remark in draft.remarks.get(key, ())]
+    proposals = draft.proposals.get(key, ())
+    if key in draft.data:
+        body = [yaml_text({key: draft.data[key]}), *(f"  # {line}\n" for line in proposals)]
+    else:
+        body = [f"# {key}:\n", *(f"#   {line}\n" for line in proposals)]
+    return "".join([*remarks, *body])
 
 
 def _placed(data: Mapping[str, Any], output: Path | None) -> Mapping[str, Any]:
@@ -96,8 +121,8 @@ def _workloads(spec: Spec) -> Iterator[str]:
     fits = most >= _INPUT + _OUTPUT
     given = _INPUT if fits else max(1, most // 2)
     wanted = _OUTPUT if fits else max(1, most // 8)
-    yield "# What it must achieve. The command says nothing of it: adjust these, and take the `# `"
-    yield "# away from what you require."
+    yield "# What it must achieve, which is yours to say: adjust these, and take the `# ` away"
+    yield "# from what you require."
     yield "workloads:"
     yield "  - name: steady"
     yield from _columns(
@@ -117,7 +142,7 @@ def _require(spec: Spec) -> Iterator[str]:
     parallel, device = spec.parallel, spec.hardware.device
     yield "require:"
     rows = [
-        (f"  devices: {parallel.devices}", f"{parallel}, as in the command"),
+        (f"  devices: {parallel.devices}", str(parallel)),
         ("  # memory: {max_utilization: 95%}", "adjust: of every device"),
         ("  # kv_cache: {concurrent_sequences: 16}", "adjust: each of max_model_len tokens"),
     ]

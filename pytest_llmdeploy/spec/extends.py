@@ -36,6 +36,7 @@ def merged(low: Node, high: Node, key: KeyPath = ()) -> Node:
     """
     if high.whole:
         return high
+    both: dict[str, Node] | list[Node]
     if isinstance(low.value, dict) and isinstance(high.value, dict):
         both = _over(low.value, high.value, key)
     elif key == _NAMED and (lows := _by_name(low)) and (highs := _by_name(high)):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from pytest_llmdeploy.cli import main
+from pytest_llmdeploy.cli.draft import Draft
 from pytest_llmdeploy.cli.init import spec_text
 from pytest_llmdeploy.serving.command_line import spec_from_command
 from pytest_llmdeploy.spec import Spec, load_spec
@@ -71,8 +72,8 @@ parallel:
 serve:
   max_model_len: 4096
 
-# What it must achieve. The command says nothing of it: adjust these, and take the `# `
-# away from what you require.
+# What it must achieve, which is yours to say: adjust these, and take the `# ` away
+# from what you require.
 workloads:
   - name: steady
     input_tokens: 512                  # adjust: a number, or {uniform: [low, high]}
@@ -86,7 +87,7 @@ workloads:
       # keeps_up: true
 
 require:
-  devices: 2                              # TP 2 × PP 1 × DP 1, as in the command
+  devices: 2                              # TP 2 × PP 1 × DP 1
   # memory: {max_utilization: 95%}        # adjust: of every device
   # kv_cache: {concurrent_sequences: 16}  # adjust: each of max_model_len tokens
   # balance: {memory: 5%}                 # adjust: between the devices of a stage
@@ -190,7 +191,7 @@ def test_any_spec_survives_being_written(
     sections = {"model": model, "parallel": parallel, "serve": {**serve, "env": env}}
     data = {"version": 1, "hardware": {"device": "cpu", "devices_per_node": 1}, **sections}
     path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(spec_text(data), encoding="utf-8")
+    path.write_text(spec_text(Draft(data, "x")), encoding="utf-8")
     before, after = Spec.model_validate(data), load_spec(path)
     assert (after.model, after.parallel, after.serve) == (
         before.model,
@@ -202,4 +203,5 @@ def test_any_spec_survives_being_written(
 def test_the_data_of_a_command_is_not_changed() -> None:
     """Writing it does not use it up."""
     found = spec_from_command(LINE, "cpu")
-    assert spec_text(found.data) == spec_text(found.data)
+    draft = Draft(found.data, "x")
+    assert spec_text(draft) == spec_text(draft)

@@ -28,7 +28,8 @@ def test_schema(of: list[str], title: str, capsys: pytest.CaptureFixture[str]) -
     [
         ([], "the following arguments are required: command"),
         (["fly"], "invalid choice: 'fly'"),
-        (["init"], "required: --from-command, --device"),
+        (["init"], "--from-command --from-url --from-manifest --model is required"),
+        (["init", "--model", "m", "--from-url", "u"], "not allowed with argument --model"),
         (["init", "--from-command", "x", "--device", "cpu", "--nodes", "0"], "0 is less than 1"),
         (["init", "--from-command", "x", "--device", "cpu", "--nodes", "x"], "invalid count value"),
         (["plan", "a.yaml", "--json", "--repair"], "not allowed with argument --json"),
