@@ -18,7 +18,7 @@ class RefusedError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code is 2 where it refuses, with the reason on stderr."""
-    arguments = _parser().parse_args(argv)
+    arguments = command_parser().parse_args(argv)
     command = import_module(f"{__name__}.{arguments.command}")
     try:
         code: int = command.run(arguments)
@@ -33,12 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmdeploy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands)
     _add_init(commands)
     _add_capacity(commands)
+    completion = commands.add_parser(
+        "completion",
+        help="print what completes this command in a shell",
+        epilog='bash: eval "$(llmdeploy completion bash)"; zsh: the output as a file '
+        "_llmdeploy in a folder of $fpath",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh"))
     schema = commands.add_parser("schema", help="print the JSON Schema of the spec or the report")
     schema.add_argument("of", nargs="?", choices=("spec", "report"), default="spec")
     return parser

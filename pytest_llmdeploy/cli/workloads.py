@@ -166,7 +166,6 @@ def _llm_inference_service(resource: Mapping[str, Any], name: str) -> Pod:
     ]
     env = [one for one in _list(main, "env") if _at(one, "name") != "VLLM_ADDITIONAL_ARGS"]
     names = [f"--served-model-name={served}"] if served else []
-    container = {**main, "image": "vllm", "args": [*words, *names, *sizes, *extra], "env": env}
     sizes = [
         word
         for key, option in _PARALLELISM.items()
@@ -174,6 +173,7 @@ def _llm_inference_service(resource: Mapping[str, Any], name: str) -> Pod:
         for word in ([option] if size is True else [f"{option}={size}"])
         if not any(given.partition("=")[0] == option for given in words)
     ]
+    container = {**main, "image": "vllm", "args": [*words, *names, *sizes, *extra], "env": env}
     local = _number(_at(spec, "parallelism", "dataLocal"), 0)
     nodes = -(-_number(_at(spec, "parallelism", "data"), 1) // local) if local > 0 else 1
     if "prefill" in spec:

@@ -207,6 +207,7 @@ def test_a_server_that_tells_nothing(standin: Standin, capsys: Captured) -> None
         ("deepseek-ai/DeepSeek-V3", "H100-SXM-80GB", ["--nodes", "2"]),
         (str(TINY_MODEL), "cpu", []),
     ],
+    ids=["dense", "older", "experts", "cpu"],
 )
 def test_for_a_model(
     tmp_path: Path, model: str, device: str, arguments: Sequence[str], snapshot: SnapshotAssertion
