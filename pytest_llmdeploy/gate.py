@@ -6,8 +6,9 @@ import glob
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from pytest_llmdeploy.checks import DuplicateCheckError, Registry
 from pytest_llmdeploy.collection import SpecFile, in_order, parametrize, phase
 from pytest_llmdeploy.fixtures import SESSION, NotServing
 from pytest_llmdeploy.report.annotations import Annotation, commands, of_row
-from pytest_llmdeploy.report.files import FORMS, write_report
+from pytest_llmdeploy.report.files import FORMS, add_summary, write_report
 from pytest_llmdeploy.report.junit import add_row, add_verdicts, junit_file
 from pytest_llmdeploy.report.letters import encodable
 from pytest_llmdeploy.report.terminal import ProgressLine, encoding, write_checklist
@@ -33,11 +34,16 @@ from pytest_llmdeploy.rows import (
 )
 from pytest_llmdeploy.secrets import redact
 from pytest_llmdeploy.session import LIVE_PHASES, NOT_OURS, Options, Session
-from pytest_llmdeploy.spec import SpecError, looks_like_spec
+from pytest_llmdeploy.spec import SpecError, looks_like_spec, nearest_file
 from pytest_llmdeploy.spec.attach import checked_url
 
 _YAML = (".yaml", ".yml")
+# The file that GitHub shows as the summary of a step.
+_SUMMARY = "GITHUB_STEP_SUMMARY"
 _QUIETEST = -2
+_RERUN = "rerunning a live check until it passes proves nothing"
+# The entry points of packages that have checks.
+_GROUP = "pytest_llmdeploy.checks"
 
 
 def open_gate(config: pytest.Config, patterns: Sequence[str]) -> None:
@@ -124,6 +130,9 @@ class Gate:
             live = [item for item in items if phase(item) in LIVE_PHASES]
             self.config.hook.pytest_deselected(items=live)
             items[:] = [item for item in items if item not in live]
+        for item in items:
+            if item.get_closest_marker("flaky") and phase(item) in LIVE_PHASES:
+                raise pytest.UsageError(f"{_RERUN}: take the mark flaky from {item.nodeid}")
         items[:] = in_order(items, self.session.paths)
         self.planned = {
             item.nodeid for item in items if REQUIREMENT in item.stash and phase(item) == "plan"
@@ -140,6 +149,10 @@ class Gate:
             if call.excinfo and isinstance(call.excinfo.value, NotServing):
                 self.failed_servers.add(file)
         hide_secrets(report)
+        if self.config.pluginmanager.hasplugin("allure_listener") and (found := row_in(report)):
+            from pytest_llmdeploy.report import allure  # noqa: PLC0415 - it is there, then
+
+            allure.tell(found[1])
         return report
 
     @pytest.hookimpl(wrapper=True)
@@ -246,13 +259,16 @@ class Gate:
         return not statuses or (decided and all(status.is_green for status in statuses))
 
     def _write_reports(self) -> None:
-        for path in self.session.options.reports:
+        options = self.session.options
+        writes = [(f"--deploy-report {path}", write_report, path) for path in options.reports]
+        if options.summary:
+            writes.append((f"{_SUMMARY} {options.summary}", add_summary, options.summary))
+        for name, write, path in writes:
             try:
-                write_report(path, self.session.checklists())
+                write(path, self.session.checklists())
             except OSError as error:
                 # The checklist is printed all the same.
-                problem = f"--deploy-report {path} cannot be written: {error.strerror}"
-                self.unwritten.append(problem)
+                self.unwritten.append(f"{name} cannot be written: {error.strerror}")
 
 
 def _interrupt(_number: int, _frame: object) -> None:
@@ -268,7 +284,8 @@ def _matches(base: Path, pattern: str) -> list[Path]:
     found = sorted(glob.glob(str(base / pattern), recursive=True))  # noqa: PTH207 - base may differ
     files = [Path(name).resolve() for name in found if Path(name).is_file()]
     if not files:
-        msg = f"--deploy-spec {pattern}: no such file (looked in {base})"
+        hint = nearest_file(base / pattern)
+        msg = f"--deploy-spec {pattern}: no such file{hint} (looked in {base})"
         raise pytest.UsageError(msg)
     return files
 
@@ -296,6 +313,7 @@ def _options(config: pytest.Config, base: Path) -> Options:
         introspect=config.getoption("deploy_introspect"),
         url=url,
         reports=paths,
+        summary=Path(os.environ[_SUMMARY]) if os.environ.get(_SUMMARY) else None,
     )
 
 
@@ -313,9 +331,16 @@ def _refuse_contradictions(config: pytest.Config, options: Options, paths: Seque
     if getattr(config.option, "dist", "no") != "no" or getattr(config.option, "tx", None):
         msg = "measuring in parallel is invalid: leave out -n, or check with --deploy-plan-only"
         raise pytest.UsageError(msg)
-    if getattr(config.option, "reruns", None):
-        msg = "rerunning a live check until it passes proves nothing: leave out --reruns"
-        raise pytest.UsageError(msg)
+    if getattr(config.option, "reruns", None) or _ini(config, "reruns"):
+        raise pytest.UsageError(f"{_RERUN}: leave out --reruns")
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    """An option of a plugin that may not be there."""
+    try:
+        return config.getini(name)
+    except ValueError:
+        return None
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -324,10 +349,29 @@ def _is_worker(config: pytest.Config) -> bool:
 
 def _registry(config: pytest.Config) -> Registry:
     offered: list[list[ModuleType]] = config.hook.pytest_llmdeploy_checks(config=config)
+    hooked = (module for modules in offered for module in modules)
     try:
-        return Registry(module for modules in offered for module in modules)
+        return Registry([*_installed_checks(), *hooked])
     except DuplicateCheckError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _installed_checks() -> Iterator[ModuleType]:
+    """The modules that installed packages offer, as pytest's own plugins are found."""
+    if os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
+        return
+    # Where a package is found twice, as in a virtual environment above another, it is one.
+    for point in sorted(set(entry_points(group=_GROUP))):
+        pytest.register_assert_rewrite(point.module)
+        try:
+            yield point.load()
+        except Exception as error:  # noqa: BLE001 - whatever somebody else's package raises
+            package = point.dist.name if point.dist else point.name
+            msg = (
+                f"the package {package} offers checks in {point.value}, "
+                f"which cannot be imported: {error}"
+            )
+            raise pytest.UsageError(msg) from None
 
 
 def _import_checks(config: pytest.Config, path: Path) -> ModuleType:

@@ -16,7 +16,7 @@ from pytest_llmdeploy.plan.graph import deployment_graph
 from pytest_llmdeploy.report import Checklist, Context, SpecText
 from pytest_llmdeploy.secrets import redact, redacted
 from pytest_llmdeploy.serving.command import launch_text
-from pytest_llmdeploy.spec import Spec, SpecError, load_spec
+from pytest_llmdeploy.spec import Spec, SpecError, load_spec, nearest_file
 
 LIVE_PHASES = ("host", "live", "stopped")
 NOT_OURS = "--deploy-introspect adds to a server that this run launches, not to one that runs"
@@ -196,7 +196,8 @@ class Session:
         key = ("checks", index)
         # Unlike a Path it answers for any text, even one that can't be a name.
         if not os.path.isfile(path):  # noqa: PTH113
-            raise SpecError([spec.problem(key, f"there is no file {spec.checks[index]!r}")])
+            message = f"there is no file {spec.checks[index]!r}{nearest_file(path)}"
+            raise SpecError([spec.problem(key, message)])
         try:
             return self.import_module(path)
         except Exception as error:  # noqa: BLE001 - whatever a user's module raises

@@ -28,6 +28,7 @@ class _Quantity:
     """What `Bytes`, `Duration`, `Rate` and `Fraction` share: one parser, one printer."""
 
     unit: ClassVar[str]
+    noun: ClassVar[str]
     scales: ClassVar[Mapping[str, float]]
     example: ClassVar[str]
     bare_numbers: ClassVar[bool] = True
@@ -45,7 +46,7 @@ class _Quantity:
         value = cls._value(raw)
         if not 0 <= value <= cls.highest:
             bounds = "0 or more" if cls.highest == _ENORMOUS else f"from 0 to {cls.highest:g}"
-            msg = f"{raw!r} is out of range: write a {cls.__name__.lower()} {bounds}"
+            msg = f"{raw!r} is out of range: write a {cls.noun} {bounds}"
             raise ValueError(msg)
         return cls(value)  # type: ignore[call-arg]
 
@@ -60,7 +61,7 @@ class _Quantity:
         if match and not match[2] and cls.bare_numbers:
             return _exact(match[1], 1)
         units = ", ".join(cls.scales)
-        msg = f"{raw!r} is not a {cls.__name__.lower()}: write for instance {cls.example}"
+        msg = f"{raw!r} is not a {cls.noun}: write for instance {cls.example}"
         raise ValueError(f"{msg} (units: {units})")
 
     @classmethod
@@ -82,6 +83,7 @@ class Bytes(_Quantity, int):
     """A size in bytes: "8GiB", "8Gi", "500MB" or a number of bytes."""
 
     unit = "B"
+    noun = "size"
     example = '"8GiB"'
     scales: ClassVar = {"B": 1} | {
         f"{prefix}{suffix}": base**power
@@ -96,6 +98,7 @@ class Duration(_Quantity, float):
     """A time in milliseconds: "500ms", "1.5s", "10min"; a bare number has no unit."""
 
     unit = "ms"
+    noun = "duration"
     example = '"500ms"'
     bare_numbers = False
     scales: ClassVar = {"us": 1e-3, "µs": 1e-3, "ms": 1, "s": 1e3, "min": 6e4, "m": 6e4, "h": 3.6e6}
@@ -111,6 +114,7 @@ class Rate(_Quantity, float):
     """Events per second: "8/s", "480/min" or a number per second."""
 
     unit = "1/s"
+    noun = "rate"
     example = '"8/s"'
     scales: ClassVar = {"/s": 1, "/min": 1 / 60, "/m": 1 / 60, "/h": 1 / 3600}
 
@@ -121,6 +125,7 @@ class Fraction(_Quantity, float):
     """A share from 0 to 1: "85%" or 0.85."""
 
     unit = "fraction"
+    noun = "fraction"
     example = '"85%"'
     scales: ClassVar = {"%": 0.01}
     highest = 1.0

@@ -71,10 +71,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("kind", "raw", "text"),
         [
-            (Bytes, "8 gigs", "'8 gigs' is not a bytes: write for instance \"8GiB\" (units: B, "),
-            (Bytes, True, "True is not a bytes"),
-            (Bytes, None, "None is not a bytes"),
-            (Bytes, "-1GiB", "'-1GiB' is out of range: write a bytes 0 or more"),
+            (Bytes, "8 gigs", "'8 gigs' is not a size: write for instance \"8GiB\" (units: B, "),
+            (Bytes, True, "True is not a size"),
+            (Bytes, None, "None is not a size"),
+            (Bytes, "-1GiB", "'-1GiB' is out of range: write a size 0 or more"),
             (Duration, 500, '500 is not a duration: write for instance "500ms" (units: us, '),
             (Duration, "500", "'500' is not a duration"),
             (Duration, "1:30", "'1:30' is not a duration"),

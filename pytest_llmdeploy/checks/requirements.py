@@ -9,7 +9,16 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pytest_llmdeploy.checks.decorator import Check
-from pytest_llmdeploy.spec import KeyPath, Problem, Spec, SpecError, Workload, dotted, nearest
+from pytest_llmdeploy.spec import (
+    KeyPath,
+    Problem,
+    Spec,
+    SpecError,
+    Workload,
+    dotted,
+    fault_text,
+    nearest,
+)
 from pytest_llmdeploy.units import Percentile
 
 
@@ -127,7 +136,10 @@ def _unjudged(
     for key in (key for start, node in required for key in _leaves(node, start)):
         if not any(key[:length] in judged for length in range(1, len(key) + 1)):
             word = dotted(key).removeprefix("require.")
+            below = [name.removeprefix(f"{word}.") for name in known if name.startswith(f"{word}.")]
             message = f"no check judges this: {nearest(word, names)}"
+            if below:
+                message = f"write a mapping of keys: {', '.join(sorted(below))}"
             yield spec.problem(key, "says nothing: write a value" if word in known else message)
 
 
@@ -170,7 +182,5 @@ def _text(spec: Spec, key: KeyPath) -> str:
 
 def _reason(error: ValueError) -> str:
     if isinstance(error, ValidationError):
-        fault = error.errors(include_url=False)[0]
-        inner = fault.get("ctx", {}).get("error")
-        return str(inner) if inner else f"found {fault['input']!r}: {fault['msg']}"
+        return fault_text(dict(error.errors(include_url=False)[0]))
     return str(error)

@@ -133,7 +133,6 @@ def _add_capacity(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}: write a whole number, 1 or more")
+    return int(text)

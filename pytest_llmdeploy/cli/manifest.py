@@ -16,7 +16,7 @@ from pytest_llmdeploy.cli.draft import Draft
 from pytest_llmdeploy.cli.workloads import Pod, pods
 from pytest_llmdeploy.facts import gpus
 from pytest_llmdeploy.serving.command_line import CommandLineError, spec_from_command
-from pytest_llmdeploy.spec import nearest
+from pytest_llmdeploy.spec import nearest, nearest_file
 from pytest_llmdeploy.spec.bounded import read_bounded
 
 _MOST_BYTES = 10_000_000
@@ -75,7 +75,8 @@ def _documents(file: str) -> Sequence[Any]:
         raw = sys.stdin.buffer.read(_MOST_BYTES + 1) if file == "-" else _read(file)
         return list(yaml.load_all(raw, Loader=loader))
     except OSError as error:
-        raise RefusedError(f"{file} cannot be read: {error.strerror}") from None
+        hint = nearest_file(Path(file))
+        raise RefusedError(f"{file} cannot be read: {error.strerror}{hint}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"{mark.line + 1}: " if mark else " "

@@ -1,7 +1,7 @@
 """The spec: YAML in, frozen typed records out, errors with file, line and key."""
 
-from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted, nearest
-from pytest_llmdeploy.spec.load import load_spec, looks_like_spec
+from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted, nearest, nearest_file
+from pytest_llmdeploy.spec.load import fault_text, load_spec, looks_like_spec
 from pytest_llmdeploy.spec.model import Parallel, Spec
 from pytest_llmdeploy.spec.schema import spec_schema
 from pytest_llmdeploy.spec.source import Place, Source
@@ -17,8 +17,10 @@ __all__ = [
     "SpecError",
     "Workload",
     "dotted",
+    "fault_text",
     "load_spec",
     "looks_like_spec",
     "nearest",
+    "nearest_file",
     "spec_schema",
 ]

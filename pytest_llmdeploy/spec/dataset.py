@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from pytest_llmdeploy.spec.bounded import read_bounded
+from pytest_llmdeploy.spec.errors import nearest_file
 
 MAX_BYTES = 32 * 1024**2
 MAX_PROMPTS = 100_000
@@ -134,7 +135,7 @@ def read_dataset(path: Path) -> Dataset:
         raw = read_bounded(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"{path}: cannot be read: {reason}") from None
+        raise DatasetError(f"{path}: cannot be read: {reason}{nearest_file(path)}") from None
     if len(raw) > MAX_BYTES:
         raise DatasetError(f"{path}: is larger than {MAX_BYTES:,} bytes")
     lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")

@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 
 from pytest_llmdeploy.spec.bounded import read_bounded
-from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted
+from pytest_llmdeploy.spec.errors import KeyPath, Problem, SpecError, dotted, nearest_file
 from pytest_llmdeploy.spec.source import Place, Source
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 24
 MAX_VALUES = 20_000
-_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+_TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Longer numbers than these are texts, and no key takes them.
@@ -128,7 +128,8 @@ def read_document(path: Path) -> Document:
     try:
         raw = read_bounded(path, MAX_BYTES)
     except OSError as error:
-        raise SpecError([Problem(path, 1, "", f"cannot be read: {error.strerror}")]) from None
+        reason = f"cannot be read: {error.strerror}{nearest_file(path)}"
+        raise SpecError([Problem(path, 1, "", reason)]) from None
     if len(raw) > MAX_BYTES:
         raise SpecError([Problem(path, 1, "", f"is larger than {MAX_BYTES:,} bytes")])
     try:

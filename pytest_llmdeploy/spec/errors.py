@@ -10,6 +10,9 @@ from pathlib import Path
 KeyPath = tuple[str | int, ...]
 # Of each end.
 _SHOWN = 300
+# Of a value; a text that is longer is no word that somebody mistyped.
+_FOUND = 120
+_CLOSE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,34 @@ def dotted(key: KeyPath) -> str:
     return text
 
 
+def written(value: object) -> str:
+    """A value as a spec file would have it, as far as a person reads it."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= _FOUND else f"{text[:_FOUND]} …"
+
+
+def nearest_file(path: Path) -> str:
+    """The tail of an error about a file that is not there: one beside it with such a name and the
+    same suffix; empty where there is none.
+    """
+    try:
+        beside = [one for one in path.parent.iterdir() if one.suffix == path.suffix]
+    except (OSError, ValueError):
+        return ""
+    stems = {one.stem: one.name for one in beside}
+    close = difflib.get_close_matches(path.stem, stems, n=1, cutoff=_CLOSE)
+    return f": did you mean {stems[close[0]]!r}?" if close else ""
+
+
 def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
     """The tail of an error about an unknown word: the closest known one, or those that exist."""
     words = sorted(known)
     by_fold = {candidate.casefold(): candidate for candidate in words}
-    close = difflib.get_close_matches(word.casefold(), by_fold, n=1, cutoff=0.6)
-    if close:
+    begun = [fold for fold in by_fold if word and fold.startswith(word.casefold())]
+    close = difflib.get_close_matches(word.casefold(), by_fold, n=1, cutoff=_CLOSE)
+    if close := begun if len(begun) == 1 else close:
         return f"did you mean {by_fold[close[0]]!r}?"
     listed = ", ".join(words[:shown])
     return f"known are: {listed}" + (", …" if len(words) > shown else "")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmdeploy.spec.document import MAX_BYTES, MAX_VALUES, Document, read_document
-from pytest_llmdeploy.spec.errors import KeyPath, SpecError, nearest
+from pytest_llmdeploy.spec.errors import KeyPath, SpecError, nearest_file, written
 from pytest_llmdeploy.spec.source import Place, Source
 
 MAX_FILES = 16
@@ -121,7 +121,7 @@ class _Reader:
         named = document.source.path.parent / name
         # Unlike a Path it answers for any text, even one that can't be a name.
         if not os.path.isfile(named):  # noqa: PTH113
-            message = f"there is no file {name!r}{_similar(named)}"
+            message = f"there is no file {name!r}{nearest_file(named)}"
             raise SpecError([document.source.problem(key, message)])
         identity = _identity(named)
         path = Path(identity if named.is_absolute() else os.path.relpath(identity))
@@ -150,23 +150,13 @@ def _named_files(document: Document) -> Iterator[tuple[KeyPath, str]]:
     for index, name in named:
         key: KeyPath = ("extends",) if index is None else ("extends", index)
         if not isinstance(name, str) or not name:
-            message = f"found {name!r}: write a file, or a list of files"
+            message = f"found {written(name)}: write a file, or a list of files"
             raise SpecError([document.source.problem(key, message)])
         yield key, name
 
 
 def _identity(path: Path) -> str:
     return os.path.realpath(path)
-
-
-def _similar(path: Path) -> str:
-    """The tail of an error about a file that is not there, where the folder has a similar one."""
-    try:
-        names = [one.name for one in path.parent.iterdir() if one.suffix in {".yaml", ".yml"}]
-    except (OSError, ValueError):
-        return ""
-    hint = nearest(path.name, names)
-    return f": {hint}" if hint.startswith("did you mean") else ""
 
 
 def _node(value: Any, key: KeyPath, source: Source) -> Node:

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 
 from pytest_llmdeploy.secrets import redact
 from pytest_llmdeploy.spec.document import read_document
-from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, SpecError, nearest
+from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, SpecError, nearest, written
 from pytest_llmdeploy.spec.extends import read_extended
 from pytest_llmdeploy.spec.model import Spec
 from pytest_llmdeploy.spec.source import Source
@@ -26,6 +26,13 @@ _WHAT_IS_ALLOWED = {
     "model_attributes_type": "write a mapping of keys",
     "mapping_type": "write a mapping of keys",
     "tuple_type": "write a list",
+    "greater_than_equal": "write {ge:g} or more",
+    "greater_than": "write more than {gt:g}",
+    "less_than_equal": "write {le:g} or less",
+    "string_too_short": "write a text that is not empty",
+    "too_long": "write at most {max_length:,} entries",
+    "dict_type": "write a mapping of keys",
+    "finite_number": "write a finite number",
 }
 _MOST_SHOWN = 20
 # Beside `version`: other YAML has that, too.
@@ -74,18 +81,25 @@ def _problems(source: Source, error: ValidationError) -> Iterator[Problem]:
 
 
 def _message(key: KeyPath, fault: Mapping[str, Any]) -> str:
-    kind, found = fault["type"], repr(fault["input"])
-    if kind == "extra_forbidden":
+    if fault["type"] == "extra_forbidden":
         return f"unknown key: {nearest(str(key[-1]), _known_keys(key[:-1]))}"
+    return fault_text(fault, is_shown=key[:2] not in _UNSHOWN)
+
+
+def fault_text(fault: Mapping[str, Any], *, is_shown: bool = True) -> str:
+    """What was found, if that is to be shown, and what is allowed, of a fault of pydantic's."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
     if kind == "missing":
         return _WHAT_IS_ALLOWED[kind]
-    if kind == "value_error":
-        return str(fault["ctx"]["error"])
+    allowed: str = _WHAT_IS_ALLOWED.get(kind, fault["msg"]).format(**context)
     if kind == "literal_error":
-        expected = fault["ctx"]["expected"]
-        return f"found {found}: write {'true' if expected == 'True' else expected}"
-    told = _WHAT_IS_ALLOWED.get(kind, fault["msg"])
-    return told if key[:2] in _UNSHOWN else f"found {found}: {told}"
+        allowed = f"write {'true' if context['expected'] == 'True' else context['expected']}"
+    if not is_shown:
+        return allowed
+    found = f"{len(fault['input']):,}" if kind == "too_long" else written(fault["input"])
+    return f"found {found}: {allowed}"
 
 
 def _known_keys(key: KeyPath) -> list[str]:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from pytest_llmdeploy.facts import Gpu, gpus, vllm_flags
 from pytest_llmdeploy.secrets import is_secret
 from pytest_llmdeploy.spec.attach import Attach
-from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, nearest
+from pytest_llmdeploy.spec.errors import FaultError, KeyPath, Problem, nearest, written
 from pytest_llmdeploy.spec.record import Record
 from pytest_llmdeploy.spec.source import Source
 from pytest_llmdeploy.spec.workload import Workload
@@ -48,6 +48,14 @@ class Model(Record):
     revision: str | None = None
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     quantization: str | None = None
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _is_a_path_or_keys(cls, raw: Any) -> Any:
+        if raw is None or isinstance(raw, str | Mapping):
+            return raw
+        msg = f"found {written(raw)}: write the path of a config.json, or the keys of one"
+        raise ValueError(msg)
 
 
 class Engine(Record):
@@ -240,7 +248,7 @@ class Serve(Record):
             if name not in vllm_flags():
                 raise FaultError((name,), f"vLLM has no such flag: {nearest(name, vllm_flags())}")
             if vllm_flags()[name].kind in {"boolean", "switch"} and not isinstance(value, bool):
-                raise FaultError((name,), f"found {value!r}: this flag takes true or false")
+                raise FaultError((name,), f"found {written(value)}: this flag takes true or false")
             _is_one_of(name, value)
         return self
 
@@ -297,7 +305,7 @@ def _is_one_of(name: str, value: Any) -> None:
         word = str(entry).lower().replace("-", "_")
         if choices and entry is not None and entry not in choices and word not in choices:
             hint = nearest(str(entry), map(str, choices))
-            raise FaultError((name,), f"found {entry!r}: {hint}")
+            raise FaultError((name,), f"found {written(entry)}: {hint}")
 
 
 class MemoryRequire(Record):

@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
 from pytest_llmdeploy.spec.dataset import Dataset, DatasetError, read_dataset
-from pytest_llmdeploy.spec.errors import FaultError
+from pytest_llmdeploy.spec.errors import FaultError, written
 from pytest_llmdeploy.spec.record import Record
 
 # The largest power of e that a float holds.
@@ -67,7 +67,7 @@ class Tokens(Record):
         if isinstance(raw, Mapping) and len(raw) == 1:
             return raw
         forms = "{uniform: [low, high]}, {lognormal: {…}} or {dataset: file.jsonl}"
-        msg = f"found {raw!r}: write a number, {forms}"
+        msg = f"found {written(raw)}: write a number, {forms}"
         raise ValueError(msg)
 
     @model_validator(mode="after")

@@ -30,8 +30,14 @@ def test_schema(of: list[str], title: str, capsys: pytest.CaptureFixture[str]) -
         (["fly"], "invalid choice: 'fly'"),
         (["init"], "--from-command --from-url --from-manifest --model is required"),
         (["init", "--model", "m", "--from-url", "u"], "not allowed with argument --model"),
-        (["init", "--from-command", "x", "--device", "cpu", "--nodes", "0"], "0 is less than 1"),
-        (["init", "--from-command", "x", "--device", "cpu", "--nodes", "x"], "invalid count value"),
+        (
+            ["init", "--from-command", "x", "--device", "cpu", "--nodes", "0"],
+            "found '0': write a whole",
+        ),
+        (
+            ["init", "--from-command", "x", "--device", "cpu", "--nodes", "x"],
+            "found 'x': write a whole",
+        ),
         (["plan", "a.yaml", "--json", "--repair"], "not allowed with argument --json"),
         (["plan", "a.yaml", "--graph", "png"], "invalid choice: 'png'"),
     ],
