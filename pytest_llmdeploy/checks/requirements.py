@@ -70,7 +70,7 @@ def requirements(spec: Spec, checks: Iterable[Check]) -> list[Requirement]:
             try:
                 parsed = _parsed(check, value)
             except (ValueError, ValidationError) as error:
-                problems.append(spec.problem(key, _reason(error)))
+                problems += (spec.problem((*key, *at), text) for at, text in _faults(error))
                 continue
             item = Requirement(check, _text(spec, key), key, parsed, placeholders)
             waived = (why for waiver, why in spec.waive.items() if _covers(waiver, item))
@@ -180,7 +180,10 @@ def _text(spec: Spec, key: KeyPath) -> str:
     return dotted(key)
 
 
-def _reason(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        return fault_text(dict(error.errors(include_url=False)[0]))
-    return str(error)
+def _faults(error: ValueError) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with a value, and where in it."""
+    if not isinstance(error, ValidationError):
+        yield (), str(error)
+        return
+    for fault in error.errors(include_url=False):
+        yield fault["loc"], fault_text(dict(fault))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,21 @@ def _by_name(workloads: Node) -> Mapping[str, Node]:
 
 
 def read_extended(path: Path) -> Document:
-    """The document in `path` over those that it extends, as if it were one file in its folder.
+    """The document in `path` over those that it extends, as if it were one file in its folder. A
+    base that is reached in several ways counts once, where it is first.
 
     Raises:
         SpecError: when one of the files can't be read, or they are no mappings, too many, too
             large, or go round in a circle.
     """
     reader = _Reader()
-    node = reader.read(path, read_document(path), ())
-    top = reader.documents[_identity(path)]
+    top = read_document(path)
+    reader.read(top, ())
     if len(reader.documents) == 1:
         return top
-    data, places = plain(node, path.parent)
-    source = Source(path, places, tuple(found.source.path for found in reader.documents.values()))
+    files = [document.source for document in reader.documents.values()]
+    data, places = plain(reduce(merged, map(_own, reader.documents.values())), path.parent)
+    source = Source(path, places, tuple(file.path for file in files))
     if len(places) > MAX_VALUES:
         raise SpecError([source.problem(("extends",), _too_many(MAX_VALUES, "values"))])
     for key in _NOT_INHERITED:
@@ -96,47 +99,46 @@ class _Reader:
     """What was read so far, by the files' true paths; a base comes before who extends it."""
 
     documents: dict[str, Document] = field(default_factory=dict)
-    nodes: dict[str, Node] = field(default_factory=dict)
     begun: int = 0
     size: int = 0
 
-    def read(self, path: Path, document: Document, above: tuple[str, ...]) -> Node:
-        """The file with what it extends; `above` are those that wait for it."""
+    def read(self, document: Document, above: tuple[str, ...]) -> None:
+        """Takes a file with what it extends; `above` are those that wait for it."""
         if not isinstance(document.data, dict):
             message = "a spec is a mapping that begins with `version: 1`"
             raise SpecError([document.source.problem((), message)])
-        identity = _identity(path)
+        identity = _identity(document.source.path)
         self.begun, self.size = self.begun + 1, self.size + document.size
-        own = {key: value for key, value in document.data.items() if key not in _NOT_INHERITED}
-        node = _node(own, (), document.source)
-        low: Node | None = None
         for key, name in _named_files(document):
-            base = self._base(document, key, name, (*above, identity))
-            low = merged(low, base) if low else base
-        self.nodes[identity] = merged(low, node) if low else node
+            self._base(document, key, name, (*above, identity))
         self.documents[identity] = document
-        return self.nodes[identity]
 
-    def _base(self, document: Document, key: KeyPath, name: str, above: tuple[str, ...]) -> Node:
+    def _base(self, document: Document, key: KeyPath, name: str, above: tuple[str, ...]) -> None:
         named = document.source.path.parent / name
         # Unlike a Path it answers for any text, even one that can't be a name.
         if not os.path.isfile(named):  # noqa: PTH113
             message = f"there is no file {name!r}{nearest_file(named)}"
             raise SpecError([document.source.problem(key, message)])
         identity = _identity(named)
-        path = Path(identity if named.is_absolute() else os.path.relpath(identity))
         if identity in above:
             circle = [*above[above.index(identity) :], identity]
             message = f"goes round in a circle: {' → '.join(Path(one).name for one in circle)}"
             raise SpecError([document.source.problem(key, message)])
-        if identity in self.nodes:
-            return self.nodes[identity]
+        if identity in self.documents:
+            return
         if self.begun == MAX_FILES:
             raise SpecError([document.source.problem(key, _too_many(MAX_FILES, "files"))])
-        read = read_document(path)
-        if self.size + read.size > MAX_BYTES:
+        # Told as the spec itself is: from here, or from the root.
+        base = read_document(Path(identity if named.is_absolute() else os.path.relpath(identity)))
+        if self.size + base.size > MAX_BYTES:
             raise SpecError([document.source.problem(key, _too_many(MAX_BYTES, "bytes"))])
-        return self.read(path, read, above)
+        self.read(base, above)
+
+
+def _own(document: Document) -> Node:
+    """What a file itself says, to be merged."""
+    data = {key: value for key, value in document.data.items() if key not in _NOT_INHERITED}
+    return _node(data, (), document.source)
 
 
 def _too_many(most: int, what: str) -> str:

@@ -80,13 +80,13 @@ def test_the_last_one_wins(tmp_path: Path) -> None:
     """Of several bases the later one; a base that two extend counts once, where it is first."""
     files = {
         "root.yaml": BASE,
-        "one.yaml": "extends: root.yaml\nserve: {max_num_seqs: 1, seed: 1, block_size: 16}\n",
-        "two.yaml": "serve: {max_num_seqs: 2, seed: 2}\n",
+        "one.yaml": "extends: root.yaml\nserve: {max_num_seqs: 1, seed: 1, max_model_len: 16}\n",
+        "two.yaml": "extends: [root.yaml]\nserve: {max_num_seqs: 2, seed: 2}\n",
         "top.yaml": "extends: [one.yaml, two.yaml]\nserve: {max_num_seqs: 3}\n",
     }
     spec = load_spec(write(tmp_path, files))
     serve = spec.serve
-    assert (serve.max_num_seqs, serve.model_extra, serve.block_size) == (3, {"seed": 2}, 16)
+    assert (serve.max_num_seqs, serve.model_extra, serve.max_model_len) == (3, {"seed": 2}, 16)
     assert [path.name for path in spec.source.files] == list(files)
 
 
@@ -178,7 +178,7 @@ def test_a_path_is_told_as_the_spec_s_own(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_many_ways_to_one_base_cost_no_time(tmp_path: Path) -> None:
-    """Every file is merged once, though there are thousands of ways to the first."""
+    """Every file is read once, though there are thousands of ways to the first."""
     files = {"0.yaml": BASE, "1.yaml": "extends: 0.yaml\n"}
     for number in range(2, 16):
         files[f"{number}.yaml"] = f"extends: [{number - 1}.yaml, {number - 2}.yaml]\n"
