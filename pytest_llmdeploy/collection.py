@@ -79,7 +79,7 @@ class SpecFile(pytest.Module):
                 requirement = cast("Requirement", item.callspec.params["_requirement"])
                 item.stash[REQUIREMENT] = requirement
                 # Failures point at the spec, not at the code of the check.
-                place = partial(_place, self.path, self.items, requirement)
+                place = partial(_place, self.items, requirement)
                 item.reportinfo = place  # type: ignore[method-assign]
             yield item
 
@@ -152,9 +152,9 @@ def _fixtures(modules: Iterable[ModuleType]) -> Iterator[tuple[str, object, str]
                 yield name, value, str(module.__file__)
 
 
-def _place(path: Path, items: SpecItems, requirement: Requirement) -> tuple[Path, int, str]:
-    problem = items.spec.problem(_key(items, requirement), "")
-    return path, problem.line - 1, requirement.check.name
+def _place(items: SpecItems, requirement: Requirement) -> tuple[Path, int, str]:
+    place = items.spec.source.place(_key(items, requirement))
+    return place.path, place.line - 1, requirement.check.name
 
 
 def _key(items: SpecItems, requirement: Requirement) -> tuple[str | int, ...]:

@@ -13,7 +13,7 @@ import yaml
 
 from pytest_llmdeploy.cli import RefusedError
 from pytest_llmdeploy.cli.draft import Draft
-from pytest_llmdeploy.cli.workloads import Pod, pods
+from pytest_llmdeploy.cli.pods import Pod, pods
 from pytest_llmdeploy.facts import gpus
 from pytest_llmdeploy.serving.command_line import CommandLineError, spec_from_command
 from pytest_llmdeploy.spec import nearest, nearest_file

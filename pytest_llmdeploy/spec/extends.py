@@ -201,6 +201,7 @@ def _is_path(key: KeyPath, node: Node) -> bool:
 
 def _seen_from(folder: Path, other: Path, name: str) -> str:
     """The path `name`, which is relative to the folder `other`, from `folder`."""
-    if Path(name).is_absolute() or os.path.realpath(folder) == os.path.realpath(other):
+    there, here = os.path.realpath(other), os.path.realpath(folder)
+    if Path(name).is_absolute() or there == here:
         return name
-    return os.path.relpath(os.path.join(os.path.realpath(other), name), os.path.realpath(folder))  # noqa: PTH118
+    return os.path.relpath(f"{there}/{name}", here)
