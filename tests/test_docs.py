@@ -19,9 +19,10 @@ from tests.specs import REPOSITORY
 
 DOCUMENTS = [
     REPOSITORY / "README.md",
-    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
     REPOSITORY / "CHANGELOG.md",
 ]
+IDS = [str(path.relative_to(REPOSITORY)) for path in DOCUMENTS]
 BLOCK = re.compile(r"^```(\w*)[ ]?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 TITLE = re.compile(r'title="([^"]+)"')
 VARIABLE = re.compile(r"\b\d+(\.\d+)? s\b|in \d+\.\d+s|\(\d+:\d\d:\d\d\)|={2,}|-{4,}")
@@ -57,7 +58,7 @@ def comparable(text: str) -> str:
     return "\n".join(VARIABLE.sub("…", line).rstrip() for line in text.strip().splitlines())
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
 def test_what_a_document_shows_is_what_happens(document: Path, tmp_path: Path) -> None:
     """Files are written and commands are run in the order of the text, in one folder."""
     shutil.copytree(REPOSITORY / "specs", tmp_path / "specs")
@@ -83,7 +84,7 @@ def test_what_a_document_shows_is_what_happens(document: Path, tmp_path: Path) -
     assert comparable(text) == comparable(real)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
 def test_no_block_escapes_the_test(document: Path) -> None:
     """A block is a file with a title, a session, or marked as mere illustration."""
     for language, options, _ in BLOCK.findall(document.read_text()):
@@ -115,12 +116,12 @@ def test_the_docs_say_how_many_requests_a_percentile_takes() -> None:
 
     fractions = (0.5, 0.9, 0.99, 0.999)
     takes = [Rule(p).requests_to_pass() for p in fractions]
-    text = " ".join((REPOSITORY / "docs" / "spec.md").read_text().split())
+    text = " ".join((REPOSITORY / "docs" / "reference" / "spec.md").read_text().split())
     told = "p50 takes {} requests, p90 {}, p99 {} and p99.9 {:,} at 95 %".format(*takes)
     assert told in text
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
 def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
     """No link to a file that is not there."""
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text()):

@@ -1,4 +1,4 @@
-"""The spec, version 1, as frozen typed records. The keys are documented in docs/spec.md."""
+"""The spec, version 1, as frozen typed records. The keys are documented in docs/reference/spec.md."""
 
 from __future__ import annotations
 

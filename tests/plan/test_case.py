@@ -1,4 +1,4 @@
-"""The figures of docs/case-llama3-70b.md are the plan's."""
+"""The figures of docs/concepts/case-llama3-70b.md are the plan's."""
 
 from __future__ import annotations
 
