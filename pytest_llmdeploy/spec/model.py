@@ -1,4 +1,6 @@
-"""The spec, version 1, as frozen typed records. The keys are documented in docs/reference/spec.md."""
+"""The spec, version 1, as frozen typed records. Each key says below it what it is:
+the reference in the docs is made from that.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,17 @@ class Model(Record):
     """
 
     id: str = Field(min_length=1)
+    """The Hugging Face id, or a folder relative to the spec."""
     config: str | Mapping[str, Any] | None = None
+    """The shape: a config.json or its folder, relative to the spec, or the keys of one; else the
+    catalogue has it by the id, or the local Hugging Face cache.
+    """
     revision: str | None = None
+    """The branch, tag or commit of the model."""
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """The type of weights and activations; `auto` is the model's own."""
     quantization: str | None = None
+    """As vLLM names it; by default what the model's config says."""
 
     @field_validator("config", mode="before")
     @classmethod
@@ -62,6 +71,7 @@ class Engine(Record):
     """What the serving engine must be."""
 
     version: str
+    """The range in which the running engine's version must be, as `">=0.30"`."""
 
     @model_validator(mode="after")
     def _is_a_version_range(self) -> Self:
@@ -73,8 +83,11 @@ class Device(Record):
     """A GPU of the catalogue, `cpu`, or a device described inline by its memory."""
 
     name: str = Field(min_length=1)
+    """A GPU of the catalogue, `cpu`, or with `memory` any name."""
     memory: Bytes | None = None
+    """All memory of a device; needed where the catalogue does not know it."""
     link: Literal["nvlink", "pcie"] | None = None
+    """What connects the devices of a node."""
 
     @model_validator(mode="before")
     @classmethod
@@ -117,8 +130,11 @@ class Hardware(Record):
     """What the deployment runs on. On `cpu`, a device is a worker process."""
 
     device: Device
+    """The kind of device; its name alone will do."""
     devices_per_node: int = Field(default=1, ge=1, le=1024)
+    """Devices of a node; on `cpu`, worker processes."""
     nodes: int = Field(default=1, ge=1, le=4096)
+    """How many nodes there are."""
 
     @property
     def devices(self) -> int:
@@ -129,12 +145,19 @@ class Parallel(Record):
     """The parallel strategy; `layers` are the layers per pipeline stage."""
 
     tensor: int = Field(default=1, ge=1)
+    """Ways in which each layer is split (TP)."""
     pipeline: int = Field(default=1, ge=1)
+    """Stages over which the layers are dealt (PP)."""
     data: int = Field(default=1, ge=1)
+    """Copies of the model (DP)."""
     expert: bool = False
+    """Whether the experts of a layer are dealt to ranks rather than split."""
     prefill_context: int = Field(default=1, ge=1)
+    """Ranks over which a prompt is split (PCP); they take devices of their own."""
     decode_context: int = Field(default=1, ge=1)
+    """Ranks of a tensor-parallel group over which the KV cache is split (DCP)."""
     layers: tuple[int, ...] | None = Field(default=None, strict=False)
+    """The layers of each stage; by default vLLM's own partition."""
 
     @model_validator(mode="after")
     def _can_be_laid_out(self) -> Self:
@@ -173,7 +196,9 @@ class EnvironmentValue(Record):
     """A value for the server's environment: a text, or the name of a variable to take it from."""
 
     text: str | None = None
+    """The value itself; a text alone will do."""
     from_env: str | None = None
+    """The variable of this run's environment to take it from: for secrets."""
 
     @model_validator(mode="before")
     @classmethod
@@ -224,21 +249,37 @@ class Serve(Record):
     model_config = ConfigDict(extra="allow")
 
     max_model_len: int | None = Field(default=None, ge=1)
+    """Tokens of the longest request, input and output; by default the model's own."""
     max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a step at most."""
     max_num_seqs: int | None = Field(default=None, ge=1)
+    """Sequences of a step at most."""
     gpu_memory_utilization: Fraction = Fraction(0.92)
+    """The part of a GPU that vLLM fills."""
     kv_cache_memory_bytes: Bytes | None = None
+    """The size of the KV cache on each device, instead of what is left."""
     kv_cache_dtype: str = "auto"
+    """The type of the KV cache; `auto` is the model's."""
     block_size: int | None = Field(default=None, ge=1)
+    """Tokens of a block of the KV cache."""
     enable_chunked_prefill: bool | None = None
+    """Whether a long prompt is spread over steps."""
     enforce_eager: bool | None = None
+    """Whether CUDA graphs and compilation are left out."""
     async_scheduling: bool | None = None
+    """Whether a step is scheduled while the one before it runs."""
     trust_remote_code: bool = False
+    """Whether the server may run code that comes with the model; makes a row."""
     disable_hybrid_kv_cache_manager: bool | None = None
+    """Whether all layers get the same KV cache, sliding windows included."""
     served_model_name: str | None = None
+    """The name under which the server offers the model."""
     extra_args: tuple[str, ...] = Field(default=(), strict=False)
+    """Arguments for what has no key; a flag given twice is an error."""
     env: Mapping[str, EnvironmentValue] = Field(default_factory=dict)
+    """The server's environment, added to this run's."""
     startup_timeout: Duration = Duration(30 * 60_000)
+    """How long the server may take until its first completion."""
 
     @model_validator(mode="after")
     def _knows_every_flag(self) -> Self:
@@ -312,14 +353,18 @@ class MemoryRequire(Record):
     """Limits on every device's memory."""
 
     max_utilization: Fraction | None = None
+    """Used / total of every device is at most this."""
     min_headroom: Bytes | None = None
+    """Total − reserved − used of every device is at least this."""
 
 
 class KvCacheRequire(Record):
     """How many sequences of how many tokens the KV cache holds at once."""
 
     concurrent_sequences: int = Field(ge=1)
+    """Sequences that are held at once."""
     tokens_per_sequence: int | None = Field(default=None, ge=1)
+    """Tokens of each; by default `max_model_len`."""
 
 
 class BalanceRequire(Record):
@@ -328,10 +373,15 @@ class BalanceRequire(Record):
     """
 
     memory: Fraction | None = None
+    """No device's used memory is further from the mean of its stage."""
     layers: Fraction | None = None
+    """No stage's number of layers is further from the mean."""
     experts: Fraction | None = None
+    """No rank has more routed experts than the mean by more."""
     requests: Fraction | None = None
+    """No engine gets more requests than the mean by more."""
     tokens: Fraction | None = None
+    """No engine generates more tokens than the mean by more."""
 
     @model_validator(mode="after")
     def _can_be_decided(self) -> Self:
@@ -346,6 +396,7 @@ class StrategyRequire(Record):
     """How far the declared strategy may be from the best feasible one."""
 
     within: Fraction
+    """No other strategy on this hardware is predicted to do more by more than this."""
 
 
 class Require(Record):
@@ -356,16 +407,27 @@ class Require(Record):
     model_config = ConfigDict(extra="allow")
 
     devices: int | None = Field(default=None, ge=1)
+    """The strategy uses exactly so many devices."""
     memory: MemoryRequire = MemoryRequire()
+    """Limits on every device's memory."""
     kv_cache: KvCacheRequire | None = None
+    """What the KV cache holds."""
     balance: BalanceRequire = BalanceRequire()
+    """How even the load is."""
     interconnect: Literal["nvlink"] | None = None
+    """What connects every pair of a tensor-parallel group."""
     driver: str | None = None
+    """The range of the GPU driver's version, as `">=550"`."""
     cuda: str | None = None
+    """The range of the CUDA version that the driver supports."""
     persistence: Literal[True] | None = None
+    """Persistence mode is on, on every GPU."""
     plan_agrees: Fraction | None = None
+    """Every rank's memory is within this fraction of what was planned."""
     dry_run: Literal[True] | None = None
+    """The vLLM that is installed here accepts the configuration."""
     strategy: StrategyRequire | None = None
+    """How good the parallel strategy is."""
 
     @model_validator(mode="after")
     def _has_version_ranges(self) -> Self:
@@ -386,19 +448,33 @@ class Spec(Record):
     """What is deployed, and what it must achieve."""
 
     version: Literal[1]
+    """The version of the spec's format."""
     extends: str | Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """The files that this one changes, relative to it; of two that say the same, the last wins."""
     name: str = ""
+    """What the checklist is called; by default the file's name."""
     model: Model
+    """Which model."""
     engine: Engine | None = None
+    """Which engine."""
     hardware: Hardware
+    """What it runs on."""
     parallel: Parallel = Parallel()
+    """How it is spread."""
     serve: Serve = Serve()
+    """vLLM's flags by their own names, and how to start it."""
     attach: Attach | None = None
+    """A server that runs elsewhere; without it, one is launched."""
     workloads: tuple[Workload, ...] = Field(default=(), strict=False, max_length=1000)
+    """What is sent."""
     require: Require = Require()
+    """What the deployment must be."""
     waive: Mapping[str, str] = Field(default_factory=dict)
+    """Requirements that need not hold: the key or the check's name, and the reason."""
     confidence: Fraction = Fraction(0.95)
+    """1 − the probability of a wrong PASS of a percentile."""
     checks: tuple[str, ...] = Field(default=(), strict=False)
+    """Python files with checks of your own, relative to the spec."""
 
     _source: Source = PrivateAttr(default_factory=Source)
 

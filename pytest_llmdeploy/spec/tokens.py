@@ -22,9 +22,13 @@ class LogNormal(Record):
     """Token counts whose logarithm is normal: `mean` and `sigma` are those of the logarithm."""
 
     mean: float = Field(allow_inf_nan=False)
+    """Of the logarithm."""
     sigma: float = Field(gt=0, allow_inf_nan=False)
+    """Of the logarithm."""
     min: int = Field(default=1, ge=1)
+    """What is drawn below it is set to it."""
     max: int = Field(ge=1)
+    """What is drawn above it is set to it."""
 
     def tokens(self, normal: float) -> int:
         """The count that belongs to a standard normal deviate."""
@@ -53,9 +57,13 @@ class Tokens(Record):
     """
 
     fixed: int | None = Field(default=None, ge=1)
+    """So many; the number alone will do."""
     uniform: tuple[int, int] | None = Field(default=None, strict=False)
+    """From the first to the second, each as likely."""
     lognormal: LogNormal | None = None
+    """Drawn from a lognormal distribution."""
     dataset: str | None = Field(default=None, min_length=1)
+    """A file of prompts (JSONL), relative to the spec; for `input_tokens`."""
 
     _data: Dataset | None = PrivateAttr(default=None)
 
@@ -141,8 +149,11 @@ class Part(Record):
     """One kind of requests of a mix, which `weight` in the sum of weights belong to."""
 
     weight: float = Field(default=1.0, gt=0, le=1e6)
+    """How often it is drawn, beside the others' weights."""
     input_tokens: Tokens
+    """The length of prompts, or the file that they are in."""
     output_tokens: Tokens | None = None
+    """The length of answers."""
 
     @model_validator(mode="after")
     def _says_what_comes_back(self) -> Self:

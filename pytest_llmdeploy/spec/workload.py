@@ -24,6 +24,7 @@ class Arrival(Record):
     """How requests arrive: poisson, constant, or gamma with a burstiness (1 is poisson)."""
 
     gamma: float = Field(gt=0)
+    """Burstiness: 1 is poisson, less is burstier, more is more even."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,10 +48,15 @@ class GoodputRequire(Record):
     """The share of requests that keep every limit given here at once."""
 
     share: Fraction
+    """The part of the requests that keep every limit."""
     ttft: Duration | None = None
+    """Time to the first token, at most."""
     tpot: Duration | None = None
+    """Time per token after the first, at most."""
     e2el: Duration | None = None
+    """Time to the last token, at most."""
     stall: Duration | None = None
+    """The longest silence within a request, at most."""
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Self:
@@ -76,16 +82,27 @@ class WorkloadRequire(Record):
     """What the deployment must achieve under one workload; each key becomes a row or more."""
 
     ttft: Limits = Field(default_factory=dict, validation_alias=AliasChoices("ttft", "prefill"))
+    """Time to the first token, by percentile; also written `prefill`."""
     tpot: Limits = Field(default_factory=dict, validation_alias=AliasChoices("tpot", "decode"))
+    """Time per token after the first, by percentile; also written `decode`."""
     itl: Limits = Field(default_factory=dict)
+    """Gaps between tokens, by percentile."""
     e2el: Limits = Field(default_factory=dict)
+    """Time to the last token, by percentile."""
     stall: Limits = Field(default_factory=dict)
+    """The longest silence within a request, by percentile."""
     goodput: GoodputRequire | None = None
+    """The part of the requests that are within several limits at once."""
     errors: Fraction | None = None
+    """The part of the requests that may fail."""
     keeps_up: Literal[True] | None = None
+    """What arrives is served, and no backlog grows; needs a `rate`."""
     concurrent_sequences: int | None = Field(default=None, ge=1)
+    """So many sequences run at once at some time."""
     preemptions: int | None = Field(default=None, ge=0)
+    """No more sequences are preempted."""
     capacity: Rate | None = None
+    """The rate at which every other limit still holds; needs a `rate`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -113,22 +130,39 @@ class Workload(Record):
     """What is sent: open loop with a `rate`, or closed loop with a `concurrency`."""
 
     name: str
+    """What its rows are called."""
     endpoint: Literal["completions", "chat"] = "completions"
+    """`completions` sends token ids, `chat` one user message."""
     input_tokens: Tokens | None = None
+    """The length of prompts, or the file that they are in."""
     output_tokens: Tokens | None = None
+    """The length of answers."""
     mix: tuple[Part, ...] = Field(default=(), strict=False, max_length=100)
+    """Kinds of requests, instead of the two keys above."""
     shared_prefix: int = Field(default=0, ge=0)
+    """Tokens with which all prompts begin."""
     rate: Rate | None = None
+    """Requests per second, sent whether or not earlier ones are answered: an open loop."""
     arrival: Arrival = Arrival(gamma=1.0)
+    """How requests of an open loop come."""
     concurrency: int | None = Field(default=None, ge=1, le=100_000)
+    """Requests in flight, each followed by the next: a closed loop."""
     warmup: Duration = Duration(2_000)
+    """What is due in this time is sent and not measured."""
     min_duration: Duration = Duration(0)
+    """Nothing is decided on what was due in this time alone."""
     max_duration: Duration = Duration(600_000)
+    """When sending ends, decided or not."""
     stall_timeout: Duration | None = None
+    """A request that gets no byte for so long is given up."""
     burst: int = Field(default=1, ge=1, le=10_000)
+    """Requests over the limit may come so many at a time, on average."""
     indifference: tuple[Fraction, Fraction] | None = Field(default=None, strict=False)
+    """Of a p99: with at most the first over it must pass, with the second or more it must fail."""
     seed: int = Field(default=0, ge=0)
+    """Decides arrivals, lengths, tokens and the order of a dataset."""
     require: WorkloadRequire = WorkloadRequire()
+    """What must hold meanwhile."""
 
     _wording: Wording | None = PrivateAttr(default=None)
 
