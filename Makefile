@@ -41,7 +41,7 @@ types: setup
 	$(BIN)/lint-imports
 
 docs: setup  ## the documentation's pages, into build/site; a warning is an error
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 unit: setup  ## the tests that need no vLLM
 	$(BIN)/pytest -m 'not vllm' -n 2 --dist worksteal

@@ -10,8 +10,9 @@ from docs_hooks.markdown import table
 
 _HEAD = """# Why a server did not start, or died
 
-The lines of a server's log are searched for these, the most telling first; the row says the cause and the
-hint. [Serving](../concepts/serving.md) has the rest: when a start is given up, and what a hang is.
+The lines of a server's log are searched for these, the most telling first; the row says the cause
+and the hint. [Serving](../concepts/serving.md) has the rest: when a start is given up, and what a
+hang is.
 
 """
 

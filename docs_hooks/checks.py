@@ -14,7 +14,9 @@ _HEAD = """# The built-in checks
 Each check is a function; what it asks for says what it reads, and when it runs: **plan** needs
 nothing but the spec, **host** is before the launch, **live** while the server runs, **stopped**
 after it. A check with a key runs when the spec gives that key, one without always, or when it
-applies. Names in braces make a row of every workload and percentile. `pytest specs/x.yaml::NAME` runs one. [Your own](../how-to/own-checks.md) are made in the same way.
+applies. Names in braces make a row of every workload and percentile.
+`pytest specs/x.yaml::NAME` runs one.
+[Your own](../how-to/own-checks.md) are made in the same way.
 
 """
 # What compares and what is compared with; not what is read.

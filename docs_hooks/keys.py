@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, get_args
 
-from pydantic_core import PydanticUndefined
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from docs_hooks.markdown import code, table
 from pytest_llmdeploy.spec import Spec
@@ -19,8 +19,8 @@ from pytest_llmdeploy.units import Bytes, Duration, Fraction, Percentile, Rate
 
 _HEAD = """# Every key of the spec
 
-[The spec](spec.md) shows them at work. Units are those that it names; any
-other flag of vLLM stands under `serve` by its own name. `llmdeploy schema` prints a JSON Schema for editors.
+[The spec](spec.md) shows them at work. Units are those that it names; any other flag of vLLM stands
+under `serve` by its own name. `llmdeploy schema` prints a JSON Schema for editors.
 
 """
 _KINDS: Mapping[Any, str] = {
@@ -53,7 +53,7 @@ def page() -> str:
 def records() -> Iterator[tuple[str, type[Record]]]:
     """Every record of the spec with the key under which it stands first; breadth first."""
     queue: list[tuple[str, type[Record]]] = [("", Spec)]
-    seen = {Spec}
+    seen: set[type[Record]] = {Spec}
     while queue:
         path, record = queue.pop(0)
         yield path, record

@@ -12,22 +12,25 @@ from docs_hooks.markdown import code, table
 _HEAD = """# The JSON report
 
 `--deploy-report gate.json` writes it, `llmdeploy schema report` prints its JSON Schema. Within a
-`schema_version` keys are added, and none is renamed or removed. [Reports](reports.md) says what the figures mean.
+`schema_version` keys are added, and none is renamed or removed.
+[Reports](reports.md) says what the figures mean.
 
 """
 _REFERENCE = "#/$defs/"
 
 
 def page() -> str:
-    """A table for each object of the schema."""
+    """A section for each definition of the schema, with a table where it has keys."""
     text = (files("pytest_llmdeploy.report") / "report.schema.json").read_text(encoding="utf-8")
     schema = json.loads(text)
     sections = {"The whole": schema, **schema["$defs"]}
     return _HEAD + "\n".join(
-        f"## {name}\n\n{_about(one)}{_keys(one)}"
-        for name, one in sections.items()
-        if "properties" in one
+        f"## {name}\n\n{_about(one)}{_body(one)}" for name, one in sections.items()
     )
+
+
+def _body(schema: Mapping[str, Any]) -> str:
+    return _keys(schema) if "properties" in schema else f"{_kind(schema).capitalize()}\n"
 
 
 def _about(schema: Mapping[str, Any]) -> str:

@@ -26,5 +26,7 @@ def decidable(spec: Spec, workload: Workload, expect: Expect) -> None:
 
 @check("Deployable")
 def deployable(plan: Plan, spec: Spec, expect: Expect) -> None:
-    """The spec says enough to deploy."""
+    """The spec says enough to deploy: the model's shape, a device's memory, and on the CPU the size
+    of the KV cache are known.
+    """
     expect.judge(requirements.deployable(plan, spec))

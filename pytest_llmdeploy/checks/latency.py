@@ -20,7 +20,9 @@ _SLOW_DECODE = "decoding is slow: lower max_num_seqs, raise parallel.tensor, or 
 def ttft(
     traffic: Traffic, workload: Workload, percentile: Percentile, required: Duration, expect: Expect
 ) -> None:
-    """The first token comes soon enough after the request was due."""
+    """Of all requests, no more than the percentile leaves take longer from when they were due to
+    their first token, at the declared confidence.
+    """
     expect(traffic[workload].ttft.at(percentile)).at_most(required)
 
 
@@ -32,7 +34,9 @@ def ttft(
 def tpot(
     traffic: Traffic, workload: Workload, percentile: Percentile, required: Duration, expect: Expect
 ) -> None:
-    """After the first token, the tokens of a request follow each other quickly enough."""
+    """Of all requests, no more than the percentile leaves take longer for a token after the first,
+    on average, at the declared confidence.
+    """
     expect(traffic[workload].tpot.at(percentile)).at_most(required)
 
 
@@ -44,7 +48,9 @@ def tpot(
 def itl(
     traffic: Traffic, workload: Workload, percentile: Percentile, required: Duration, expect: Expect
 ) -> None:
-    """Of the tokens after the first, no more than the rest of the percentile come later."""
+    """Of all gaps between tokens, no more than the percentile leaves are longer, at the declared
+    confidence; each request counts with its own part of them.
+    """
     expect(traffic[workload].itl.at(percentile)).at_most(required)
 
 
@@ -56,7 +62,9 @@ def itl(
 def e2el(
     traffic: Traffic, workload: Workload, percentile: Percentile, required: Duration, expect: Expect
 ) -> None:
-    """The last token comes soon enough after the request was due."""
+    """Of all requests, no more than the percentile leaves take longer from when they were due to
+    their last token, at the declared confidence.
+    """
     expect(traffic[workload].e2el.at(percentile)).at_most(required)
 
 
@@ -68,5 +76,7 @@ def e2el(
 def stall(
     traffic: Traffic, workload: Workload, percentile: Percentile, required: Duration, expect: Expect
 ) -> None:
-    """No silence within a request is too long."""
+    """Of all requests, no more than the percentile leaves have a longer silence between two events,
+    at the declared confidence.
+    """
     expect(traffic[workload].stall.at(percentile)).at_most(required)

@@ -7,6 +7,7 @@ from pytest_llmdeploy.spec import Spec
 
 
 def _is_trusted(spec: Spec) -> bool:
+    """The spec allows it (`serve.trust_remote_code`)."""
     return spec.serve.trust_remote_code
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def _has_engines(spec: Spec) -> bool:
+    """The spec names the replicas (`attach.engines`)."""
     return bool(spec.attach and spec.attach.engines)
 
 
@@ -25,6 +26,7 @@ def _probes(spec: Spec) -> Probes | None:
 
 
 def _names_pods(spec: Spec) -> bool:
+    """The spec names the pods whose devices these are (`attach.probes`)."""
     probes = _probes(spec)
     return bool(probes and probes.is_for_pods)
 
@@ -35,7 +37,7 @@ def _names_pods(spec: Spec) -> bool:
     hint="look at the pods behind the Service: one is not ready, or was started otherwise",
 )
 def replicas(server: Server, expect: Expect) -> None:
-    """Every replica answers, and serves the same model in the same way."""
+    """Every replica answers, and serves the same model, length, version and cache configuration."""
     from pytest_llmdeploy.probes.replicas import read_replicas  # noqa: PLC0415 - if live
 
     found = read_replicas(server.replicas)

@@ -24,7 +24,9 @@ def errors(traffic: Traffic, workload: Workload, required: Fraction, expect: Exp
     hint="the report's traffic says which latency is long: lower the rate, or add devices",
 )
 def goodput(traffic: Traffic, workload: Workload, required: GoodputRequire, expect: Expect) -> None:
-    """So many requests are within all of the limits at once."""
+    """At least the share of all requests is within every limit at once, at the declared
+    confidence.
+    """
     expect.judge(traffic[workload].goodput(required).at_least(f"with {required}"))
 
 
@@ -34,7 +36,7 @@ def goodput(traffic: Traffic, workload: Workload, required: GoodputRequire, expe
     hint="more arrives than is served: lower the rate or add devices",
 )
 def keeps_up(traffic: Traffic, workload: Workload, expect: Expect) -> None:
-    """What arrives is served, and no backlog grows."""
+    """At least 98 % of what arrives is served, and the backlog does not grow by the rest."""
     expect.judge(traffic[workload].keeps_up())
 
 

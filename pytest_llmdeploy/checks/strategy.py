@@ -10,6 +10,7 @@ from pytest_llmdeploy.units import Duration, Fraction
 
 
 def _speed_is_known(spec: Spec) -> bool:
+    """The GPU is of the catalogue, and prompts are not split over ranks."""
     return spec.hardware.device.gpu is not None and spec.parallel.prefill_context == 1
 
 
@@ -41,5 +42,7 @@ def tpot_in_reach(
 
 @check("Strategy", require="strategy.within")
 def strategy(plan: Plan, required: Fraction, expect: Expect) -> None:
-    """No strategy on this hardware is predicted to do much more than the declared one."""
+    """No other strategy on this hardware is predicted to serve more requests per second and device
+    by more than the fraction; what the error bands can explain is INCONCLUSIVE.
+    """
     expect.judge(requirements.strategy(plan, required))
