@@ -24,7 +24,7 @@ _GIVEN = {"expect", "required", "workload", "percentile"}
 
 
 def page() -> str:
-    """The checks by family, in the order of the checklist."""
+    """The checks by family; within one, in the order of the checklist."""
     found = sorted(Registry(), key=lambda check: check.family)
     families = groupby(found, key=lambda check: check.family)
     return _HEAD + "\n".join(_family(name, list(checks)) for name, checks in families)
@@ -65,15 +65,14 @@ def passes_when(check: Check) -> str:
 
 def _key(check: Check) -> str:
     if check.require is None:
-        return f"none: runs when {applies(check)}"
+        return f"none: {applies(check)}"
     path = check.require
     whole = path if path.startswith(("workloads.", "engine.")) else f"require.{path}"
-    return code(whole) + (f", when {applies(check)}" if check.when else "")
+    return code(whole) + (f", {applies(check)}" if check.when or check.launched else "")
 
 
 def applies(check: Check) -> str:
     """To which specs a check applies."""
     about = inspect.getdoc(check.when) if check.when else ""
-    start = (about or "always").rstrip(".")
-    said = start[:1].lower() + start[1:]
+    said = f"when {about[:1].lower()}{about[1:].rstrip('.')}" if about else "always runs"
     return f"{said}, if the run launched the server" if check.launched else said

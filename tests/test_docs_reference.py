@@ -73,7 +73,11 @@ def test_every_check_says_when_it_passes() -> None:
 
 def test_when_a_check_applies_is_told() -> None:
     """Not by the name of a function."""
-    assert "| key | none: runs when the devices are GPUs, if the run launched" in checks.page()
+    assert (
+        "| key | none: when the devices are GPUs, if the run launched the server |" in checks.page()
+    )
+    assert "| key | none: always runs |" in checks.page()
+    assert "| key | `require.memory.max_utilization`, when there is traffic |" in checks.page()
     for check in Registry():
         assert check.when is None or check.when.__doc__, check.name
 
