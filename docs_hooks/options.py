@@ -56,7 +56,7 @@ def _pytest() -> str:
 
 
 def _commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    parser = cli._parser()  # noqa: SLF001 - the one that the command has
+    parser = cli.command_parser()
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to its commands
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - likewise
             yield from action.choices.items()
