@@ -208,7 +208,7 @@ def test_addresses_without_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     assert behind(Endpoint("https://pods")) == [Endpoint("https://pods")]
 
 
-DOCUMENT = (REPOSITORY / "docs" / "attach.md").read_text()
+DOCUMENT = (REPOSITORY / "docs" / "how-to" / "attach.md").read_text()
 # What the stand-ins take the place of, by the URLs of the document.
 SERVICE, HEADLESS, EXPORTER = (
     "http://vllm.llm.svc:8000",

@@ -48,7 +48,7 @@ class Tokenizer:
 def bpe() -> Callable[[str], list[int]]:
     """A byte-level BPE, trained on the documents of this repository and on some English words."""
     tokenizer = pytest.importorskip("tokenizers").ByteLevelBPETokenizer()
-    texts = [path.read_text() for path in sorted((REPOSITORY / "docs").glob("*.md"))]
+    texts = [path.read_text() for path in sorted((REPOSITORY / "docs").rglob("*.md"))]
     known = [f" {word}" * 5 for word in preparation._FAMILIES[0]]
     tokenizer.train_from_iterator([*texts, *known], 3000, show_progress=False)
     return lambda text: list(tokenizer.encode(text).ids)
@@ -64,7 +64,7 @@ def words() -> Callable[[str], list[int]]:
 def unigram() -> Callable[[str], list[int]]:
     """A SentencePiece-like tokenizer, which marks the beginnings of words."""
     tokenizer = pytest.importorskip("tokenizers").SentencePieceUnigramTokenizer()
-    texts = [path.read_text() for path in sorted((REPOSITORY / "docs").glob("*.md"))]
+    texts = [path.read_text() for path in sorted((REPOSITORY / "docs").rglob("*.md"))]
     known = [f"so {word} it" for word in preparation._WORDS.split() for _ in range(30)]
     tokenizer.train_from_iterator([*texts, *known], 3000, show_progress=False)
     return lambda text: list(tokenizer.encode(text).ids)

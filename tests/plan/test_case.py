@@ -17,7 +17,7 @@ from pytest_llmdeploy.spec import Spec, load_spec
 from tests.specs import REPOSITORY
 
 SPEC = load_spec(REPOSITORY / "specs" / "llama3-70b-8xh100.yaml")
-TEXT = " ".join((REPOSITORY / "docs" / "case-llama3-70b.md").read_text().split())
+TEXT = " ".join((REPOSITORY / "docs" / "concepts" / "case-llama3-70b.md").read_text().split())
 GB = 1e9
 
 
