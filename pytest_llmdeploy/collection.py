@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ from pytest_llmdeploy.checks import Expect, Requirement
 from pytest_llmdeploy.fixtures import PUBLIC, SESSION
 from pytest_llmdeploy.rows import EXPECT, REQUIREMENT
 from pytest_llmdeploy.session import SpecItems, phase_of_names
-from pytest_llmdeploy.spec import SpecError
+from pytest_llmdeploy.spec import SpecError, nearest
 
 _PHASES = ("plan", "host", "live", "stopped")
 _FIXTURE_TYPE = type(pytest.fixture(lambda: None))
@@ -78,10 +78,27 @@ class SpecFile(pytest.Module):
             if isinstance(item, pytest.Function):
                 requirement = cast("Requirement", item.callspec.params["_requirement"])
                 item.stash[REQUIREMENT] = requirement
+                self._refuse_unknown_fixtures(item, requirement)
                 # Failures point at the spec, not at the code of the check.
                 place = partial(_place, self.items, requirement)
                 item.reportinfo = place  # type: ignore[method-assign]
             yield item
+
+    def _refuse_unknown_fixtures(self, item: pytest.Function, requirement: Requirement) -> None:
+        """Before anything is launched for a check that can't run."""
+        info = item._fixtureinfo  # noqa: SLF001 - there is no public way to ask
+        for name in info.argnames:
+            if name not in info.name2fixturedefs and name != "request":
+                check = requirement.check
+                raise self.CollectError(
+                    f"{check.place}: the check {check.name!r} asks for a fixture that is not "
+                    f"there, {name!r}: {nearest(name, self._fixture_names())}"
+                )
+
+    def _fixture_names(self) -> list[str]:
+        """What a check may ask for; more may come from a conftest."""
+        found = (name for name, value in vars(self.obj).items() if isinstance(value, _FIXTURE_TYPE))
+        return [name for name in found if not name.startswith("_")]
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
@@ -122,7 +139,21 @@ def in_order(items: Sequence[pytest.Item], paths: Sequence[Path]) -> list[pytest
         spec = item.callspec.params["_deployment"] if hasattr(item, "callspec") else paths[0]
         return 1, index[spec], _PHASES.index(found), "traffic" in item.fixturenames
 
-    return sorted(items, key=place)
+    return sorted(_unshuffled(items, index), key=place)
+
+
+def _unshuffled(items: Sequence[pytest.Item], index: Mapping[Path, int]) -> Iterator[pytest.Item]:
+    """The items with those of the specs in the checklist's order, whatever pytest-randomly and
+    its kind made of it; other tests stay where they are.
+    """
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        requirements = cast("SpecFile", item.parent).items.requirements
+        mine = item.stash[REQUIREMENT]
+        return index[item.path], next(n for n, each in enumerate(requirements) if each is mine)
+
+    ours = iter(sorted((item for item in items if REQUIREMENT in item.stash), key=place))
+    return (next(ours) if REQUIREMENT in item.stash else item for item in items)
 
 
 def _module(path: Path, items: SpecItems) -> ModuleType:

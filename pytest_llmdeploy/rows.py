@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from _pytest._code.code import TerminalRepr
+from _pytest.pathlib import bestrelpath
 
 from pytest_llmdeploy.checks import Expect, NotPassed, Requirement
-from pytest_llmdeploy.checks.expect import explanation
+from pytest_llmdeploy.checks.expect import DecidedTwiceError, explanation
 from pytest_llmdeploy.evidence import Judgement, Row, Status
 from pytest_llmdeploy.fixtures import NotServing
 from pytest_llmdeploy.secrets import redact, redacted
@@ -41,6 +42,11 @@ def attach_row(
     if report.passed and not judgement.status.is_green:
         report.outcome = "failed"
         report.longrepr = explanation(requirement.item, judgement)
+    if call.excinfo and isinstance(call.excinfo.value, DecidedTwiceError):
+        report.longrepr = explanation(requirement.item, judgement)
+    if call.excinfo and judgement.status is Status.FAIL and _is_plain(call.excinfo.value):
+        judgement = replace(judgement, evidence={"source": _asserted_at(item, call.excinfo)})
+        report.longrepr = _assertion(requirement.item, judgement, call.excinfo)
     if call.excinfo and isinstance(call.excinfo.value, NotServing):
         if is_repeated:
             report.longrepr = explanation(requirement.item, judgement)
@@ -106,12 +112,35 @@ def _judgement(
     if isinstance(error, NotPassed) and decided:
         return decided
     if error is None:
-        return decided or _without(item, Status.ERROR, _UNDECIDED)
+        return decided or _at_fault(item, _UNDECIDED)
+    if isinstance(error, DecidedTwiceError):
+        return _at_fault(item, str(error))
     if report.skipped:
         return _without(item, Status.SKIPPED, str(error))
     if isinstance(error, AssertionError | pytest.fail.Exception):
         return _without(item, Status.FAIL, _first_line(error))
     return _without(item, Status.ERROR, f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _is_plain(error: BaseException) -> bool:
+    return isinstance(error, AssertionError) and str(error) != ""
+
+
+def _asserted_at(item: pytest.Item, failure: pytest.ExceptionInfo[BaseException]) -> str:
+    """File and line of a failing `assert`."""
+    entry = failure.traceback[-1]
+    path = bestrelpath(item.config.rootpath, Path(entry.path))
+    return f"{path}:{entry.lineno + 1}"
+
+
+def _assertion(
+    item: str, judgement: Judgement, failure: pytest.ExceptionInfo[BaseException]
+) -> str:
+    """A failing `assert` as a comparison that did not pass is told, with what pytest found out."""
+    first, *details = explanation(item, judgement).splitlines()
+    values = [f"    {line.strip()}" for line in str(failure.value).splitlines()[1:]]
+    code = f"  assert:   {' '.join(str(failure.traceback[-1].statement).split())}"
+    return "\n".join([first, *values, *details[:1], code, *details[1:]])
 
 
 def _recorded(item: pytest.Item) -> Judgement | None:
@@ -126,6 +155,13 @@ def _without(item: pytest.Item, status: Status, result: str) -> Judgement:
     wanted = decided.requirement if decided else _wanted(requirement)
     hint = requirement.check.hint if status is Status.FAIL else ""
     return Judgement(status=status, requirement=wanted, result=result, hint=hint)
+
+
+def _at_fault(item: pytest.Item, result: str) -> Judgement:
+    """The check itself is wrong, and this is where it is."""
+    path, _, line = item.stash[REQUIREMENT].check.place.rpartition(":")
+    source = f"{bestrelpath(item.config.rootpath, Path(path))}:{line}"
+    return replace(_without(item, Status.ERROR, result), evidence={"source": source})
 
 
 def _told_by(failure: NotServing, judgement: Judgement) -> Judgement:

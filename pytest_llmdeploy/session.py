@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pytest_llmdeploy.checks import Check, DuplicateCheckError, Registry, Requirement, requirements
+from pytest_llmdeploy.checks.decorator import CheckError
 from pytest_llmdeploy.deployment import Deployment
 from pytest_llmdeploy.evidence import Row
 from pytest_llmdeploy.plan.graph import deployment_graph
@@ -189,7 +190,7 @@ class Session:
             raise SpecError([spec.problem(("checks",), str(error))]) from None
         # A server that somebody else started is not ours to stop, nor to judge for how it ends.
         applying = [check for check in registry if not (check.launched and spec.attach)]
-        return SpecItems(spec, requirements(spec, applying), modules)
+        return SpecItems(spec, requirements(spec, applying), registry.modules)
 
     def _import(self, spec: Spec, index: int) -> ModuleType:
         path = spec.resolve(spec.checks[index])
@@ -201,7 +202,9 @@ class Session:
         try:
             return self.import_module(path)
         except Exception as error:  # noqa: BLE001 - whatever a user's module raises
-            reason = f"{type(error).__name__}: {error}"
+            # A check that can't be one says itself where and why.
+            own = isinstance(error, CheckError)
+            reason = str(error) if own else f"{type(error).__name__}: {error}"
             message = f"{spec.checks[index]} cannot be imported: {reason}"
             raise SpecError([spec.problem(key, message)]) from None
 

@@ -72,7 +72,9 @@ class Registry:
 
     def __init__(self, modules: Iterable[ModuleType] = ()) -> None:
         self._checks: dict[str, Check] = {}
-        for module in (*_BUILT_IN, *modules):
+        # Their fixtures come along.
+        self.modules = tuple(modules)
+        for module in (*_BUILT_IN, *self.modules):
             for check in checks_in(module):
                 self.add(check)
 
@@ -84,7 +86,9 @@ class Registry:
 
     def extended(self, modules: Iterable[ModuleType]) -> Registry:
         """This registry and the checks of more modules."""
+        modules = tuple(modules)
         result = Registry()
+        result.modules = (*self.modules, *modules)
         for check in self:
             result.add(check)
         for module in modules:

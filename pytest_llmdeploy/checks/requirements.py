@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
-from pytest_llmdeploy.checks.decorator import Check
+from pytest_llmdeploy.checks.decorator import Check, CheckError
 from pytest_llmdeploy.spec import (
     KeyPath,
     Problem,
@@ -72,6 +73,9 @@ def requirements(spec: Spec, checks: Iterable[Check]) -> list[Requirement]:
             except (ValueError, ValidationError) as error:
                 problems += (spec.problem((*key, *at), text) for at, text in _faults(error))
                 continue
+            except CheckError as error:
+                problems.append(spec.problem(key, str(error)))
+                continue
             item = Requirement(check, _text(spec, key), key, parsed, placeholders)
             waived = (why for waiver, why in spec.waive.items() if _covers(waiver, item))
             found.append(replace(item, waived=next(waived, "")))
@@ -122,7 +126,16 @@ def _parsed(check: Check, value: Any) -> Any:
     wanted, typed = check.required_type, (check.require or "").startswith("workloads.")
     if wanted is None or typed or isinstance(value, BaseModel):
         return value
-    return TypeAdapter(wanted).validate_python(value, strict=True)
+    try:
+        adapter = TypeAdapter(wanted)
+    except PydanticUserError:
+        name = getattr(wanted, "__name__", str(wanted))
+        msg = (
+            f"{check.place}: the check {check.name!r} wants a {name}, which no spec can hold: "
+            "annotate `required` with a unit, a number, a text, or a pydantic model"
+        )
+        raise CheckError(msg) from None
+    return adapter.validate_python(value, strict=True)
 
 
 def _unjudged(

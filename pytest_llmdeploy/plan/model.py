@@ -50,7 +50,7 @@ class Rank(Place):
         return f"rank {self.rank}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """The deployment as vLLM would lay it out; `unknown` says why when the shape is not known.
 
@@ -71,6 +71,10 @@ class Plan:
     unknown: str = ""
     needed_utilization: float | None = None
     prediction: Mapping[str, Prediction] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        # A failing assert shows it, among what was compared.
+        return f"<plan of {self.spec.name}>"
 
     @property
     def is_feasible(self) -> bool:

@@ -1,0 +1,1 @@
+"""Other plugins beside this one."""
