@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint types docs unit coverage live fake-nvml bench-plan bench-verdict bench-load \
+.PHONY: help setup demo test lint types docs unit coverage tools live test-pythons fake-nvml bench-plan bench-verdict bench-load \
   bench-repeat bench-starts fault-matrix fuzz schema clean
 
 help:  ## what can be made
@@ -30,7 +30,7 @@ $(READY): pyproject.toml Makefile
 demo: setup  ## launch a tiny model on the CPU, check it against its spec, print the checklist
 	$(BIN)/pytest --deploy-spec specs/tiny-llama-cpu.yaml --deploy-report build/tiny-llama-cpu.json
 
-test: setup lint types docs unit live  ## lint, types, import contract, docs, all tests
+test: setup lint types docs unit tools live  ## lint, types, import contract, docs, all tests
 
 lint: setup
 	$(BIN)/ruff check
@@ -44,13 +44,28 @@ docs: setup  ## the documentation's pages, into build/site; a warning is an erro
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 unit: setup  ## the tests that need no vLLM
-	$(BIN)/pytest -m 'not vllm' -n 2 --dist worksteal
+	$(BIN)/pytest -m 'not vllm and not tools' -n 2 --dist worksteal
 
 coverage: setup  ## the same in one process, and what they reach
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m 'not vllm'
+	$(BIN)/coverage run -m pytest -m 'not vllm and not tools'
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+test-pythons: tools  ## the tests that need no vLLM, on those of Python 3.12 and 3.13 that are here
+	@for version in 3.12 3.13; do \
+	  python=$$(.venv-tools/bin/python -m uv python find --no-python-downloads $$version 2>/dev/null) \
+	    || { echo "test-pythons: no Python $$version here"; continue; }; \
+	  venv=.venv-$$version; \
+	  test -x $$venv/bin/python || .venv-tools/bin/python -m uv venv --quiet --python "$$python" $$venv; \
+	  .venv-tools/bin/python -m uv pip install --quiet --python $$venv/bin/python --editable . --group test \
+	    && $$venv/bin/python -m pytest -m 'not vllm and not tools' -n 2 --dist worksteal || exit 1; \
+	done
+
+tools:  ## with other plugins, as a package, in a newcomer's first minutes
+	@test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/python -m pip install --quiet --editable . --group test --group tools
+	.venv-tools/bin/pytest -m 'tools and not vllm' -p no:randomly
 
 live: setup  ## the tests on a real vLLM
 	$(BIN)/pytest -m vllm --durations=12
@@ -93,4 +108,4 @@ schema: setup  ## write the shipped JSON Schema of the spec anew
 	$(BIN)/llmdeploy schema spec > pytest_llmdeploy/spec/spec.schema.json
 
 clean:
-	rm -rf .venv .venv-load .venv-plan build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.* .venv-load .venv-plan build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

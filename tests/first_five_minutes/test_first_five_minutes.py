@@ -1,0 +1,100 @@
+"""A newcomer's first commands, from an empty folder and the built wheel, as they are shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from tests.specs import REPOSITORY
+
+MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
+MANIFEST = REPOSITORY / "tests" / "cli" / "manifests" / "production-stack.yaml"
+CHECKS = """
+from pytest_llmdeploy import Bytes, Expect, Plan, check
+
+@check("Weights per rank", require="team.max_weights", hint="raise parallel.tensor")
+def weights_per_rank(plan: Plan, required: Bytes, expect: Expect) -> None:
+    expect({str(r): Bytes(r.weights_bytes or 0) for r in plan.ranks}).at_most(required)
+"""
+SPEC = f"""version: 1
+model: {{id: {MODEL}}}
+hardware: {{device: L40S-48GB, devices_per_node: 2}}
+parallel: {{tensor: 2}}
+checks: [checks_own.py]
+require:
+  team: {{max_weights: LIMIT}}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder and a new environment that has the wheel. What the wheel depends on is read
+    from the environment that runs the tests, by a .pth file: it needs no network, and no minute.
+    """
+    pytest.importorskip("build")
+    pytest.importorskip("uv")
+    folder = tmp_path_factory.mktemp("newcomer")
+    dist, venv = folder / "dist", folder / "venv"
+    make = [sys.executable, "-m", "build", "--wheel", "--installer=uv", "--outdir", dist]
+    subprocess.run([*make, REPOSITORY], check=True, capture_output=True, cwd=folder)
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "-q", "-p", sys.executable, venv], check=True)
+    (wheel,) = dist.glob("*.whl")
+    install = [*uv, "pip", "install", "-q", "--no-deps", "-p", venv / "bin" / "python", wheel]
+    subprocess.run(install, check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "borrowed.pth").write_text("\n".join(borrowed))
+    return folder
+
+
+def test_the_first_five_minutes(home: Path, snapshot: SnapshotAssertion) -> None:
+    """Specs three ways, plans, and an own check that fails and then passes."""
+    work = home / "work"
+    work.mkdir()
+    shutil.copy(MANIFEST, work / "manifest.yaml")
+    (work / "checks_own.py").write_text(CHECKS)
+    gate = "python -m pytest --deploy-plan-only -q --no-header --deploy-spec"
+    found = run("python -c 'import pytest_llmdeploy; print(pytest_llmdeploy.__file__)'", home, work)
+    assert str(home / "venv") in found[1]
+    commands = [
+        f"llmdeploy init --from-command 'vllm serve {MODEL} -tp 2' --device L40S-48GB -o one.yaml",
+        "llmdeploy init --from-manifest manifest.yaml --device L40S-48GB -o two.yaml",
+        f"llmdeploy init --model {MODEL} --device L40S-48GB -o three.yaml",
+        "llmdeploy plan one.yaml",
+        f"{gate} one.yaml",
+        f"{gate} strict.yaml",
+        f"{gate} fair.yaml",
+    ]
+    for name, limit in (("strict", "5GiB"), ("fair", "10GiB")):
+        (work / f"{name}.yaml").write_text(SPEC.replace("LIMIT", limit))
+    shown = [run(command, home, work) for command in commands]
+    assert [code for code, _ in shown] == [0, 0, 0, 0, 0, 1, 0], shown
+    text = "\n".join(f"$ {line}\n{out}" for line, (_, out) in zip(commands, shown, strict=True))
+    assert text == snapshot
+
+
+def run(command: str, home: Path, work: Path) -> tuple[int, str]:
+    """The exit code of a command in a terminal of 80 columns, and what it prints but for times."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    path = f"{home / 'venv' / 'bin'}:{os.environ['PATH']}"
+    addopts = "-pno:cacheprovider -pno:randomly -pno:hypothesispytest"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=work,
+        env={**clean, "PATH": path, "COLUMNS": "80", "PYTEST_ADDOPTS": addopts},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    text = done.stdout.replace(str(work), "~")
+    return done.returncode, re.sub(r"\d+(\.\d+)? s\b|\d+\.\d+s", "… s", text)
