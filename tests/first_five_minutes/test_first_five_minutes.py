@@ -42,12 +42,29 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("uv")
     folder = tmp_path_factory.mktemp("newcomer")
     dist, venv = folder / "dist", folder / "venv"
-    make = [sys.executable, "-m", "build", "--wheel", "--installer=uv", "--outdir", dist]
+    make: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--installer=uv",
+        "--outdir",
+        dist,
+    ]
     subprocess.run([*make, REPOSITORY], check=True, capture_output=True, cwd=folder)
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "-q", "-p", sys.executable, venv], check=True)
     (wheel,) = dist.glob("*.whl")
-    install = [*uv, "pip", "install", "-q", "--no-deps", "-p", venv / "bin" / "python", wheel]
+    install: list[str | Path] = [
+        *uv,
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "-p",
+        venv / "bin" / "python",
+        wheel,
+    ]
     subprocess.run(install, check=True)
     (site,) = venv.glob("lib/python*/site-packages")
     borrowed = [path for path in sys.path if path.endswith("site-packages")]
