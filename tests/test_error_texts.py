@@ -195,6 +195,31 @@ def test_of_two_plugins(snapshot: SnapshotAssertion) -> None:
     assert str(raised.value) == snapshot
 
 
+def test_of_a_package(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, snapshot: SnapshotAssertion
+) -> None:
+    """One that offers checks which can't be imported."""
+    dist = pytester.path / "fleet-1.0.dist-info"
+    dist.mkdir()
+    (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: fleet\n")
+    (dist / "entry_points.txt").write_text("[pytest_llmdeploy.checks]\na = nowhere_to_be_found\n")
+    monkeypatch.syspath_prepend(str(pytester.path))
+    (pytester.path / "spec.yaml").write_text(SMALLEST)
+    with pytest.raises(pytest.UsageError) as raised:
+        pytester.parseconfigure("--deploy-spec=spec.yaml")
+    assert str(raised.value) == snapshot
+
+
+def test_of_a_rerun(pytester: pytest.Pytester, snapshot: SnapshotAssertion) -> None:
+    """A mark that would rerun a live check."""
+    mark = "@pytest.mark.flaky(reruns=2)\n@check('Own')\ndef own(server, expect): ...\n"
+    (pytester.path / "own.py").write_text(f"import pytest\n{HEAD}{mark}")
+    (pytester.path / "spec.yaml").write_text(SMALLEST + "checks: [own.py]\n")
+    result = pytester.runpytest("-pno:cacheprovider", "--deploy-spec=spec.yaml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert [line for line in result.errlines if line.startswith("ERROR")] == snapshot
+
+
 H100 = ["--device", "H100-SXM-80GB"]
 COMMANDS: Sequence[Sequence[str]] = (
     [],
