@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TOOLS_READY := .venv-tools/.ready
 
 .PHONY: help setup demo test lint types docs unit coverage tools live test-pythons fake-nvml bench-plan bench-verdict bench-load \
   bench-repeat bench-starts fault-matrix fuzz schema clean
@@ -26,6 +27,12 @@ $(READY): pyproject.toml Makefile
 	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 	@echo "setup: done"
+
+$(TOOLS_READY): pyproject.toml Makefile
+	@$(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@.venv-tools/bin/python -m pip install --quiet --editable . --group test --group tools
+	@touch $@
 
 demo: setup  ## launch a tiny model on the CPU, check it against its spec, print the checklist
 	$(BIN)/pytest --deploy-spec specs/tiny-llama-cpu.yaml --deploy-report build/tiny-llama-cpu.json
@@ -62,9 +69,7 @@ test-pythons: tools  ## the tests that need no vLLM, on those of Python 3.12 and
 	    && $$venv/bin/python -m pytest -m 'not vllm and not tools' -n 2 --dist worksteal || exit 1; \
 	done
 
-tools:  ## with other plugins, as a package, in a newcomer's first minutes
-	@test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
-	@.venv-tools/bin/python -m pip install --quiet --editable . --group test --group tools
+tools: $(TOOLS_READY)  ## with other plugins, as a package, in a newcomer's first minutes
 	.venv-tools/bin/pytest -m 'tools and not vllm' -p no:randomly
 
 live: setup  ## the tests on a real vLLM

@@ -14,6 +14,8 @@ from syrupy.assertion import SnapshotAssertion
 
 from tests.specs import REPOSITORY
 
+pytestmark = pytest.mark.tools
+
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 MANIFEST = REPOSITORY / "tests" / "cli" / "manifests" / "production-stack.yaml"
 CHECKS = """
@@ -102,7 +104,7 @@ def run(command: str, home: Path, work: Path) -> tuple[int, str]:
     """The exit code of a command in a terminal of 80 columns, and what it prints but for times."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     path = f"{home / 'venv' / 'bin'}:{os.environ['PATH']}"
-    addopts = "-pno:cacheprovider -pno:randomly -pno:hypothesispytest"
+    addopts = "-pno:cacheprovider -pno:hypothesispytest"
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=work,

@@ -23,7 +23,7 @@ def test_the_tests_of_the_example(tmp_path: Path) -> None:
     assert 'team = "llmdeploy_team_checks"' in declared
     (dist / "entry_points.txt").write_text(points)
     path = os.pathsep.join(map(str, (REPOSITORY, EXAMPLE / "src", tmp_path)))
-    quick = ("-pno:hypothesispytest", "-pno:syrupy", "-pno:cacheprovider", "-pno:randomly")
+    quick = ("-pno:hypothesispytest", "-pno:syrupy", "-pno:cacheprovider")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *quick, "--rootdir", str(EXAMPLE), str(EXAMPLE)],
         cwd=tmp_path,
