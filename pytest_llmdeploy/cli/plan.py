@@ -53,10 +53,14 @@ def _second_opinion(arguments: argparse.Namespace, plan: Plan) -> str:
     from pytest_llmdeploy.plan.second_opinion import SecondOpinion  # noqa: PLC0415
 
     logging.disable(logging.WARNING)
-    opinion = SecondOpinion(arguments.second_opinion or plan.spec.model.id)
+    try:
+        opinion = SecondOpinion(arguments.second_opinion or plan.spec.model.id)
+        found = second_opinion(opinion, plan)
+    finally:
+        logging.disable(logging.NOTSET)
     lines = [
         f"  {name}: TTFT {said.ttft_ms.value:.1f} ms, TPOT {said.tpot_ms.value:.1f} ms"
-        for name, said in second_opinion(opinion, plan).items()
+        for name, said in found.items()
     ]
     return "\n".join(["", "Second opinion, by aiconfigurator-core", *lines, ""])
 
