@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from pytest_llmdeploy.cli import main
-from pytest_llmdeploy.cli.page import plan_page, strategy
+from pytest_llmdeploy.cli.page import plan_page
 from pytest_llmdeploy.cli.patch import patch, plain, repair_text
 from pytest_llmdeploy.plan import Plan, plan
 from pytest_llmdeploy.plan.latency import Estimate, Prediction
 from pytest_llmdeploy.plan.repair import Change, Impossible, Repair, Repairs
 from pytest_llmdeploy.plan.search import Alternative
+from pytest_llmdeploy.report.plan_tables import strategy
 from pytest_llmdeploy.serving.command import launch_text
 from pytest_llmdeploy.spec import Parallel, Spec
 from pytest_llmdeploy.units import Bytes, Duration, Fraction, Rate
