@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="Write the report to PATH (.json; repeatable).",
+        help="Write the report to PATH (.json or .md; repeatable).",
     )
     parser.addini("deploy_spec", "Deployment specs to check.", type="args", default=[])
     parser.addini("deploy_url", "Attach to this server instead of launching one.", default="")

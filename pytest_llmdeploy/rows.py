@@ -18,7 +18,6 @@ from pytest_llmdeploy.evidence import Judgement, Row, Status
 from pytest_llmdeploy.fixtures import NotServing
 from pytest_llmdeploy.secrets import redact, redacted
 from pytest_llmdeploy.session import phase_of
-from pytest_llmdeploy.spec.record import Record
 
 REQUIREMENT: pytest.StashKey[Requirement] = pytest.StashKey()
 EXPECT: pytest.StashKey[Expect] = pytest.StashKey()
@@ -152,7 +151,7 @@ def _without(item: pytest.Item, status: Status, result: str) -> Judgement:
     """A judgement that no comparison made."""
     requirement = item.stash[REQUIREMENT]
     decided = _recorded(item)
-    wanted = decided.requirement if decided else _wanted(requirement)
+    wanted = decided.requirement if decided else requirement.wanted
     hint = requirement.check.hint if status is Status.FAIL else ""
     return Judgement(status=status, requirement=wanted, result=result, hint=hint)
 
@@ -169,11 +168,6 @@ def _told_by(failure: NotServing, judgement: Judgement) -> Judgement:
     said = dict(line.partition(": ")[::2] for line in str(failure).splitlines())
     evidence = {"source": "the server's log", "line": said["log"]} if "log" in said else {}
     return replace(judgement, hint=said.get("hint", ""), evidence=evidence)
-
-
-def _wanted(requirement: Requirement) -> str:
-    value = requirement.value
-    return "" if value is None or isinstance(value, Record) else str(value)
 
 
 def _waived(judgement: Judgement, reason: str) -> Judgement:

@@ -14,7 +14,7 @@ from pytest_llmdeploy.checks.decorator import CheckError
 from pytest_llmdeploy.deployment import Deployment
 from pytest_llmdeploy.evidence import Row
 from pytest_llmdeploy.plan.graph import deployment_graph
-from pytest_llmdeploy.report import Checklist, Context, SpecText
+from pytest_llmdeploy.report import Checklist, Context, SpecText, Unchecked
 from pytest_llmdeploy.secrets import redact, redacted
 from pytest_llmdeploy.serving.command import launch_text
 from pytest_llmdeploy.spec import Spec, SpecError, load_spec, nearest_file
@@ -25,17 +25,18 @@ NOT_OURS = "--deploy-introspect adds to a server that this run launches, not to 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a run; `reports` are the files to write."""
+    """The options of a run; `reports` are the files to write, `summary` is the one to add to."""
 
     plan_only: bool = False
     introspect: bool = False
     url: str | None = None
     reports: Sequence[Path] = ()
+    summary: Path | None = None
 
     @property
     def has_pages(self) -> bool:
         """Whether a report is written that people read."""
-        return any(path.suffix != ".json" for path in self.reports)
+        return bool(self.summary) or any(path.suffix != ".json" for path in self.reports)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,18 @@ class Session:
                 place = source.place(requirement.path)
                 rows[place.path].setdefault(place.line, []).append(id_)
         deployment = self.deployment(path)
+        found = self.rows.get(path, {})
         return Context(
+            plan=deployment.plan,
+            unchecked=[
+                Unchecked(
+                    item=requirement.item,
+                    requirement=requirement.wanted or requirement.check.summary,
+                    phase=phase_of(requirement.check),
+                )
+                for requirement in items.requirements
+                if requirement_id(requirement) not in found
+            ],
             texts=[
                 SpecText(path=self.node_id(file), text=_text(file), rows=found)
                 for file, found in rows.items()

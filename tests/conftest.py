@@ -72,7 +72,7 @@ def machine(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvm
 @pytest.fixture(autouse=True)
 def at_a_desk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Output is compared as a person sees it: pytest does not shorten its summary under CI."""
-    for variable in ("CI", "BUILD_NUMBER"):
+    for variable in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(variable, raising=False)
 
 

@@ -41,6 +41,12 @@ class Check:
         return self.function.__name__
 
     @property
+    def summary(self) -> str:
+        """What it says of itself in a sentence; empty when it says nothing."""
+        first = (inspect.getdoc(self.function) or "").partition("\n\n")[0]
+        return " ".join(first.split()).removesuffix(".")
+
+    @property
     def place(self) -> str:
         """The file and line of the function."""
         return _place(self.function)

@@ -20,6 +20,7 @@ from pytest_llmdeploy.spec import (
     fault_text,
     nearest,
 )
+from pytest_llmdeploy.spec.record import Record
 from pytest_llmdeploy.units import Percentile
 
 
@@ -43,6 +44,12 @@ class Requirement:
             for name, value in self.placeholders.items()
         }
         return self.check.item.format(**names)
+
+    @property
+    def wanted(self) -> str:
+        """The value as the spec has it; empty where there is none, or one of many keys."""
+        value = self.value
+        return "" if value is None or isinstance(value, Record | bool) else str(value)
 
     @property
     def id(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_llmdeploy.evidence import Row, Status, Verdict
+from pytest_llmdeploy.plan import Plan
 from pytest_llmdeploy.plan.graph import Graph
 
 
@@ -20,11 +21,22 @@ class SpecText:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unchecked:
+    """An item of the checklist that has no row, what the spec requires of it, and its phase."""
+
+    item: str
+    requirement: str
+    phase: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a page has beside the checklist, for people: the spec's files, the launch command (or
-    why there is none), and the deployment graph.
+    """What a page has beside the checklist, for people: the plan, what was not checked, the spec's
+    files, the launch command (or why there is none), and the deployment graph.
     """
 
+    plan: Plan | None = None
+    unchecked: Sequence[Unchecked] = ()
     texts: Sequence[SpecText] = ()
     launch: str = ""
     graph: Graph | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_llmdeploy.report.checklist import Checklist
 
 # The module of each form has `render`; it is loaded when a file of that form is asked for.
-FORMS = {".json": "json_file"}
+FORMS = {".json": "json_file", ".md": "markdown"}
 
 
 def write_report(path: Path, checklists: Sequence[Checklist]) -> None:
@@ -24,3 +24,15 @@ def write_report(path: Path, checklists: Sequence[Checklist]) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
+
+
+def add_summary(path: Path, checklists: Sequence[Checklist]) -> None:
+    """Adds the report to a file that others may add to as well, as GitHub's step summary is.
+
+    Raises:
+        OSError: when it can't be written.
+    """
+    from pytest_llmdeploy.report.markdown import render  # noqa: PLC0415 - if asked for
+
+    with path.open("a", encoding="utf-8") as file:
+        file.write(render(checklists))

@@ -119,18 +119,25 @@ def body_lines(
         yield line, None
 
 
+def alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows that did not pass, worst first; those that have one cause together."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for status in _WORST_FIRST:
+        for row in rows:
+            if row.status is status:
+                # A server that is not there is one fault, however many rows it has.
+                own = row.id if row.status.is_decided else ""
+                found.setdefault((row.status, row.result, own), []).append(row)
+    return list(found.values())
+
+
 def _changes(checklist: Checklist, width: int) -> Iterator[tuple[str, Row | None]]:
     """What did not pass, worst first, with what to do about it; then what mends the plan."""
-    failed = [row for status in _WORST_FIRST for row in checklist.rows if row.status is status]
-    if failed:
+    found = alike(checklist.rows)
+    if found:
         yield "", None
         yield "What to change, worst first:", None
-    alike: dict[tuple[str, ...], list[Row]] = {}
-    for row in failed:
-        # A server that is not there is one fault, however many rows it has.
-        own = row.id if row.status.is_decided else ""
-        alike.setdefault((row.status, row.result, own), []).append(row)
-    for rows in alike.values():
+    for rows in found:
         first = rows[0]
         more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
         required = f", required: {first.requirement}" if first.status.is_decided else ""
@@ -238,17 +245,22 @@ def _column_limits(cells: Sequence[tuple[str, ...]], width: int) -> list[int]:
 
 def closing_line(checklist: Checklist, seconds: float) -> str:
     """Verdict, counts, what was not checked, and where the time went."""
+    line = f"{checklist.verdict}: {counts(checklist)} in {duration(seconds)}"
+    if checklist.seconds:
+        rest = max(0.0, seconds - sum(checklist.seconds.values()))
+        split = [f"{name} {duration(spent)}" for name, spent in checklist.seconds.items()]
+        line += f" ({', '.join([*split, f'the rest {duration(rest)}'])})"
+    return line
+
+
+def counts(checklist: Checklist) -> str:
+    """How many rows became what, and how many there are not."""
     parts = [text for status in _COUNTED_AS if (text := _counted(checklist, status))]
     if checklist.not_run:
         parts.append(f"{len(checklist.not_run)} not run")
     if checklist.left_out:
         parts.append(f"{len(checklist.left_out)} live checks left out")
-    line = f"{checklist.verdict}: {', '.join(parts) or 'nothing was checked'} in {_s(seconds)}"
-    if checklist.seconds:
-        rest = max(0.0, seconds - sum(checklist.seconds.values()))
-        split = [f"{name} {_s(spent)}" for name, spent in checklist.seconds.items()]
-        line += f" ({', '.join([*split, f'the rest {_s(rest)}'])})"
-    return line
+    return ", ".join(parts) or "nothing was checked"
 
 
 def _counted(checklist: Checklist, status: Status) -> str:
@@ -259,7 +271,7 @@ def _counted(checklist: Checklist, status: Status) -> str:
     return f"{len(items)} {_COUNTED_AS[status]}{names}"
 
 
-def _s(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"  # noqa: PLR2004
 
 
