@@ -182,8 +182,11 @@ def test_a_hang_interrupts(
     assert traffic.is_final
 
 
-def test_a_server_that_says_nothing_any_more(standin: Standin) -> None:
+def test_a_server_that_says_nothing_any_more(
+    standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither its health nor its metrics are waited for as long as those of one that serves."""
+    monkeypatch.setattr(runner, "_ANSWER_SECONDS", 0.5)
 
     def hang() -> str:
         if len(standin.requests()) >= WARMUP + 10:
