@@ -20,7 +20,7 @@ from pytest_llmdeploy.checks import DuplicateCheckError, Registry
 from pytest_llmdeploy.collection import SpecFile, in_order, parametrize, phase
 from pytest_llmdeploy.fixtures import SESSION, NotServing
 from pytest_llmdeploy.report.annotations import Annotation, commands, of_row
-from pytest_llmdeploy.report.files import FORMS, add_summary, write_report
+from pytest_llmdeploy.report.files import FORMS, add_summary, has_what_it_takes, write_report
 from pytest_llmdeploy.report.junit import add_row, add_verdicts, junit_file
 from pytest_llmdeploy.report.letters import encodable
 from pytest_llmdeploy.report.terminal import ProgressLine, encoding, write_checklist
@@ -301,6 +301,9 @@ def _options(config: pytest.Config, base: Path) -> Options:
         if path.suffix not in FORMS:
             known = ", ".join(FORMS)
             msg = f"--deploy-report {path.name}: the suffix says the form, known is {known}"
+            raise pytest.UsageError(msg)
+        if not has_what_it_takes(path.suffix):
+            msg = f"--deploy-report {path.name}: pip install 'pytest-llmdeploy[report]' first"
             raise pytest.UsageError(msg)
     url = config.getoption("deploy_url") or config.getini("deploy_url") or None
     try:

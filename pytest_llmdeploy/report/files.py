@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_llmdeploy.report.checklist import Checklist
 
 # The module of each form has `render`; it is loaded when a file of that form is asked for.
-FORMS = {".json": "json_file", ".md": "markdown"}
+FORMS = {".json": "json_file", ".md": "markdown", ".html": "html"}
+# What a form takes beyond the package's own dependencies.
+_TAKES = {".html": ("altair", "jinja2", "vl_convert")}
+
+
+def has_what_it_takes(suffix: str) -> bool:
+    """Whether the packages of the extra `report` are there, where the form takes them."""
+    return all(find_spec(name) for name in _TAKES.get(suffix, ()))
 
 
 def write_report(path: Path, checklists: Sequence[Checklist]) -> None:

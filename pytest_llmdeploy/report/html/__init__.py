@@ -1,0 +1,64 @@
+"""The report as one page of HTML: nothing is loaded, and the only script is its own filter."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from pytest_llmdeploy.report.checklist import Checklist
+from pytest_llmdeploy.report.html.plots import plots
+
+_FOLDER = Path(__file__).parent
+# What HTML has no character for; it would be shown as nothing, or end the document early.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def render(checklists: Sequence[Checklist]) -> str:
+    """The text of the page."""
+    style, script = (_FOLDER.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["evidence"] = _evidence
+    text = environment.get_template("page.html.jinja").render(
+        specs=[_section(index, checklist) for index, checklist in enumerate(checklists)],
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _section(index: int, checklist: Checklist) -> dict[str, Any]:
+    """What the template shows of a spec; ids in the page begin with `prefix`."""
+    row_numbers = {row.id: number for number, row in enumerate(checklist.rows)}
+    lines: dict[str, str] = {}
+    for number, text in enumerate(checklist.context.texts):
+        for line, ids in text.rows.items():
+            lines |= dict.fromkeys(ids, f"s{index}-f{number}-{line}")
+    return {
+        "prefix": f"s{index}",
+        "checklist": checklist,
+        "rows": [(row, lines.get(row.id)) for row in checklist.rows],
+        "numbers": row_numbers,
+        "families": sorted({row.family for row in checklist.rows}),
+        "statuses": sorted({str(row.status) for row in checklist.rows}),
+        "plots": plots(checklist),
+    }
+
+
+def _evidence(found: Mapping[str, Any]) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False, default=str)
+
+
+def _hash(text: str) -> str:
+    """As a content security policy names a text that may stand in the page."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
