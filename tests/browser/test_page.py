@@ -14,13 +14,15 @@ from selenium.webdriver.support.ui import Select
 
 pytestmark = pytest.mark.browser
 
+_SENT = "Network.requestWillBeSent"
+
 
 @pytest.fixture(autouse=True)
 def opened(browser: Chrome, page: Path) -> None:
     """Fresh for each test; what was logged before is not its own."""
     browser.get("about:blank")
-    browser.get_log("browser")
-    browser.get_log("performance")
+    browser.get_log("browser")  # type: ignore[no-untyped-call]
+    browser.get_log("performance")  # type: ignore[no-untyped-call]
     browser.get(page.as_uri())
 
 
@@ -32,21 +34,19 @@ def shown(browser: Chrome) -> int:
 
 def test_nothing_is_loaded_and_nothing_complains(browser: Chrome, page: Path) -> None:
     """The file itself is the only request, and the console stays empty, hostile texts and all."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    log: Any = browser.get_log
+    messages = [json.loads(entry["message"])["message"] for entry in log("performance")]
     sent = [m["params"]["request"]["url"] for m in messages if m["method"] == _SENT]
     assert [url for url in sent if not url.startswith("data:")] == [page.as_uri()]
-    assert browser.get_log("browser") == []
+    assert log("browser") == []
     assert browser.find_elements(By.TAG_NAME, "img") == []
-
-
-_SENT = "Network.requestWillBeSent"
 
 
 def test_it_is_small_and_opens_at_once(browser: Chrome, page: Path) -> None:
     """At most 3 MB, and loaded within a second."""
     assert page.stat().st_size <= 3_000_000
     timing = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
-    assert 0 < browser.execute_script(timing) <= 1000  # type: ignore[no-untyped-call]
+    assert 0 < browser.execute_script(timing) <= 1000
 
 
 def test_the_filter(browser: Chrome) -> None:
@@ -97,11 +97,11 @@ def test_a_row_and_its_line_lead_to_each_other(browser: Chrome) -> None:
 def test_it_is_accessible_in_both_themes(browser: Chrome, scheme: str) -> None:
     """axe-core finds nothing serious, and the theme is the one that is preferred."""
     media = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})  # type: ignore[no-untyped-call]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
     ground = browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
     assert ("255, 255, 255" in ground) == (scheme == "light")
     axe = files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
-    run: Any = browser.execute_script  # type: ignore[no-untyped-call]
+    run: Any = browser.execute_script
     found = run(f"{axe}; return axe.run()")
     serious = [v for v in found["violations"] if v["impact"] in {"serious", "critical"}]
     assert [(v["id"], v["nodes"][0]["html"][:200]) for v in serious] == []
@@ -110,9 +110,10 @@ def test_it_is_accessible_in_both_themes(browser: Chrome, scheme: str) -> None:
 def test_print_shows_every_row(browser: Chrome) -> None:
     """Without the filter, whatever it was set to."""
     browser.find_element(By.CSS_SELECTOR, "input").send_keys("no such row")
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})  # type: ignore[no-untyped-call]
+    assert shown(browser) == 0
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         assert shown(browser) == 8
         assert not browser.find_element(By.CLASS_NAME, "filter").is_displayed()
     finally:
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})  # type: ignore[no-untyped-call]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -15,6 +15,8 @@ for (const section of document.querySelectorAll("section.spec-part")) {
     }
     shown.textContent = `${count} of ${rows.length} rows`;
   };
-  for (const control of [status, family, text]) control.addEventListener("input", apply);
+  for (const control of [status, family, text])
+    for (const event of ["input", "change"])
+    control.addEventListener(event, apply);
   apply();
 }

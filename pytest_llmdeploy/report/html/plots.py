@@ -42,14 +42,18 @@ def plots(checklist: Checklist) -> list[Plot]:
     return found
 
 
-def _drawn(chart: alt.Chart | alt.LayerChart, title: str) -> str:
+def _data(values: Sequence[Mapping[str, Any]]) -> alt.Data:
+    return alt.Data(values=values)  # type: ignore[no-untyped-call]
+
+
+def _drawn(chart: Any, title: str) -> str:
     drawing = chart.properties(width=640, height=240, title=title).configure(
         background="transparent", font="sans-serif"
     )
     described: dict[str, Any] = drawing.to_dict()
     described["config"] |= {
         "axis": {**_AXES, "gridColor": _INK, "gridOpacity": 0.15},
-        "legend": {"labelColor": _INK, "titleColor": _INK},
+        "legend": {"labelLimit": 0, "labelColor": _INK, "titleColor": _INK},
         "title": {"color": _INK},
         "view": {"stroke": None},
     }
@@ -89,10 +93,10 @@ def _memory(ranks: Sequence[Mapping[str, Any]]) -> Iterator[Plot]:
         for rank, sizes in zip(known, parts, strict=True)
         for order, (part, size) in enumerate(sizes.items())
     ]
-    chart = alt.Chart(alt.Data(values=values)).mark_bar()
+    chart = alt.Chart(_data(values)).mark_bar()
     chart = chart.encode(
         x=alt.X("rank:N", sort=None),
-        y="sum(GiB):Q",
+        y=alt.Y("sum(GiB):Q", title="GiB"),
         color=alt.Color("part:N", sort=list(parts[0])),
         order="order:O",
     )
@@ -121,7 +125,7 @@ def _alternatives(alternatives: Sequence[Mapping[str, Any]]) -> Iterator[Plot]:
     ]
     if not values:
         return
-    chart = alt.Chart(alt.Data(values=values[:_POINTS])).mark_point(filled=True, size=80)
+    chart = alt.Chart(_data(values[:_POINTS])).mark_point(filled=True, size=80)
     chart = chart.encode(
         x="requests/s for each device:Q",
         y="TPOT (ms):Q",
@@ -170,17 +174,17 @@ def _distribution(
         for index, time in enumerate(times)
         if index % step == 0 or index == len(times) - 1
     ]
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"ms": figure, "line": f"{kind}, {row.item}"}
         for row in checklist.rows
         if row.unit == "ms"
-        if f".{metric}." in row.require and workload in row.item
+        if f"::{metric}[{workload}-" in row.id
         for kind, figure in (("limit", row.limit), ("bound", row.bound))
         if figure is not None
     ]
-    curve = alt.Chart(alt.Data(values=values)).mark_line(interpolate="step-after")
+    curve = alt.Chart(_data(values)).mark_line(interpolate="step-after")
     curve = curve.encode(x="ms:Q", y=alt.Y("share:Q", scale=alt.Scale(domain=[0, 1])))
-    rules = alt.Chart(alt.Data(values=lines)).mark_rule(strokeDash=[4, 3])
+    rules = alt.Chart(_data(lines)).mark_rule(strokeDash=[4, 3])
     rules = rules.encode(x="ms:Q", color="line:N")
     chart = alt.layer(curve, rules) if lines else curve
     points = {f"p{p}": times[-(-len(times) * p // 100) - 1] for p in (50, 90, 99)}
@@ -203,7 +207,7 @@ def _timeline(workload: str, requests: Mapping[str, Sequence[Any]]) -> Iterator[
         values.append({"s": at, "in flight": running})
     most = max(values, key=lambda value: value["in flight"])
     step = max(1, -(-len(values) // _POINTS))
-    chart = alt.Chart(alt.Data(values=values[::step])).mark_line(interpolate="step-after")
+    chart = alt.Chart(_data(values[::step])).mark_line(interpolate="step-after")
     chart = chart.encode(x="s:Q", y="in flight:Q")
     says = f"{len(requests['due'])} requests, at most {most['in flight']} in flight"
     says += f" at {most['s']:.1f} s, over {values[-1]['s']:.1f} s"
