@@ -77,7 +77,7 @@ def test_the_keyboard_reaches_everything(browser: Chrome) -> None:
 def test_every_plot_says_what_it_shows(browser: Chrome) -> None:
     """In a label, a caption and a table."""
     figures = browser.find_elements(By.TAG_NAME, "figure")
-    assert len(figures) == 6
+    assert len(figures) == 8
     for figure in figures:
         assert figure.find_element(By.TAG_NAME, "svg").get_attribute("aria-label")
         assert any(map(str.isdigit, figure.find_element(By.TAG_NAME, "figcaption").text))

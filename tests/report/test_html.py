@@ -16,7 +16,7 @@ from tests.specs import write_spec
 @pytest.mark.parametrize(
     ("made_of", "figures"),
     [
-        (full_checklist(), 1),
+        (full_checklist(), 3),
         (checklist(), 0),
         (checklist(broken="a.yaml:1: version: is required"), 0),
         (checklist(facts={"plan": plan(made(parallel={"tensor": 3})).to_json()}), 0),

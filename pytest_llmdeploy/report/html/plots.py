@@ -39,7 +39,8 @@ def plots(checklist: Checklist) -> list[Plot]:
             for metric in ("ttft", "tpot", "e2el", "stall"):
                 found += _distribution(checklist, name, metric, requests[metric])
             found += _timeline(name, requests)
-    return found
+    devices = checklist.facts.get("devices") or {}
+    return [*found, *_devices(devices.get("under_load") or {})]
 
 
 def _data(values: Sequence[Mapping[str, Any]]) -> alt.Data:
@@ -215,3 +216,35 @@ def _timeline(workload: str, requests: Mapping[str, Sequence[Any]]) -> Iterator[
     title = f"Requests of {workload} in flight"
     columns = ["figure", "value"]
     yield Plot(title=title, svg=_drawn(chart, title), says=says, columns=columns, table=table)
+
+
+def _devices(looks: Mapping[str, Any]) -> Iterator[Plot]:
+    """What was seen of the devices under load: a plot for each field, a line for each device."""
+    series: Mapping[str, Mapping[str, Sequence[float | None]]] = looks.get("series", {})
+    for name in dict.fromkeys(name for fields in series.values() for name in fields):
+        seen = {
+            device: [
+                (at, value)
+                for at, value in zip(looks["times"], fields[name], strict=True)
+                if value is not None
+            ]
+            for device, fields in series.items()
+            if name in fields
+        }
+        step = max(1, -(-sum(map(len, seen.values())) // _POINTS))
+        values = [
+            {"s": at, name: value, "device": device}
+            for device, pairs in seen.items()
+            for at, value in pairs[::step]
+        ]
+        if not values:
+            continue
+        chart = alt.Chart(_data(values)).mark_line(point=True)
+        chart = chart.encode(x="s:Q", y=f"{name}:Q", color="device:N")
+        found = {device: [value for _, value in pairs] for device, pairs in seen.items() if pairs}
+        table = [[d, f"{min(v):.4g}", f"{max(v):.4g}", str(len(v))] for d, v in found.items()]
+        most = max(found, key=lambda device: max(found[device]))
+        says = f"the most is {max(found[most]):.4g}, on {most}"
+        title = f"{name} of each device, under load"
+        columns = ["device", "least", "most", "looks"]
+        yield Plot(title=title, svg=_drawn(chart, title), says=says, columns=columns, table=table)
