@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TOOLS_READY := .venv-tools/.ready
 
-.PHONY: help setup demo test lint types docs unit coverage tools live test-pythons fake-nvml bench-plan bench-verdict bench-load \
+.PHONY: help setup demo test lint types docs unit coverage browser tools live test-pythons fake-nvml bench-plan bench-verdict bench-load \
   bench-repeat bench-starts fault-matrix fuzz schema clean
 
 help:  ## what can be made
@@ -37,7 +37,7 @@ $(TOOLS_READY): pyproject.toml Makefile
 demo: setup  ## launch a tiny model on the CPU, check it against its spec, print the checklist
 	$(BIN)/pytest --deploy-spec specs/tiny-llama-cpu.yaml --deploy-report build/tiny-llama-cpu.json
 
-test: setup lint types docs unit tools live  ## lint, types, import contract, docs, all tests
+test: setup lint types docs unit browser tools live  ## lint, types, import contract, docs, all tests
 
 lint: setup
 	$(BIN)/ruff check
@@ -51,11 +51,11 @@ docs: setup  ## the documentation's pages, into build/site; a warning is an erro
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 unit: setup  ## the tests that need no vLLM
-	$(BIN)/pytest -m 'not vllm and not tools' -n 2 --dist worksteal
+	$(BIN)/pytest -m 'not vllm and not tools and not browser' -n 2 --dist worksteal
 
 coverage: setup  ## the same in one process, and what they reach
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m 'not vllm and not tools'
+	$(BIN)/coverage run -m pytest -m 'not vllm and not tools and not browser'
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -66,8 +66,11 @@ test-pythons: tools  ## the tests that need no vLLM, on those of Python 3.12 and
 	  venv=.venv-$$version; \
 	  test -x $$venv/bin/python || .venv-tools/bin/python -m uv venv --quiet --python "$$python" $$venv; \
 	  .venv-tools/bin/python -m uv pip install --quiet --python $$venv/bin/python --editable . --group test \
-	    && $$venv/bin/python -m pytest -m 'not vllm and not tools' -n 2 --dist worksteal || exit 1; \
+	    && $$venv/bin/python -m pytest -m 'not vllm and not tools and not browser' -n 2 --dist worksteal || exit 1; \
 	done
+
+browser: setup  ## the page of HTML in Chromium, where that is installed
+	$(BIN)/pytest -m browser
 
 tools: $(TOOLS_READY)  ## with other plugins, as a package, in a newcomer's first minutes
 	.venv-tools/bin/pytest -m 'tools and not vllm' -p no:randomly
