@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.plan import plan
+from pytest_llmdeploy.plan.graph import deployment_graph
 from pytest_llmdeploy.report import Checklist, Context, SpecText
 from tests.plan.deployments import made
 from tests.plan.test_search import STEADY
@@ -25,7 +26,7 @@ def loaded() -> list[Checklist]:
         "ended": [at + time / 1e3 for at, time in zip(due, times, strict=True)],
         "outcome": ["ok"] * len(due),
         **dict.fromkeys(("ttft", "tpot", "e2el"), times),
-        "stall": [None] * len(due),
+        "stall": [time / 3 if number % 40 == 0 else None for number, time in enumerate(times)],
     }
     full = full_checklist()
     steady = {**full.facts["traffic"]["steady"], "requests": requests}
@@ -41,10 +42,16 @@ def loaded() -> list[Checklist]:
         evidence={"source": "client", "log": HOSTILE},
         hint=HOSTILE,
     )
-    planned = plan(made(workloads=[STEADY])).to_json()
-    facts = {**full.facts, "plan": planned, "traffic": {"steady": steady}}
+    spec = made(workloads=[STEADY])
+    planned = plan(spec)
+    facts = {**full.facts, "plan": planned.to_json(), "traffic": {"steady": steady}}
     text = SpecText(path="a.yaml", text=f"version: 1\n# {HOSTILE}\n", rows={1: [ttft.id]})
-    context = Context(texts=[text], launch=f"vllm serve {HOSTILE}")
+    context = Context(
+        plan=planned,
+        texts=[text],
+        launch=f"vllm serve {HOSTILE}",
+        graph=deployment_graph(spec, planned),
+    )
     return [
         replace(full, rows=[*full.rows, ttft], facts=facts, context=context),
         checklist(Status.PASS, name="b", broken=f"b.yaml:1: {HOSTILE}"),

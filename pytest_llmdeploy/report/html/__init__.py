@@ -13,11 +13,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from pytest_llmdeploy.report.checklist import Checklist
-from pytest_llmdeploy.report.html.plots import plots
+from pytest_llmdeploy.report.html.figures import figures
+from pytest_llmdeploy.report.terminal import alike, by_family, counts, duration
 
 _FOLDER = Path(__file__).parent
-# What HTML has no character for; it would be shown as nothing, or end the document early.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# What HTML has no character for, and what turns the order of the text around it.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def render(checklists: Sequence[Checklist]) -> str:
@@ -39,19 +42,22 @@ def render(checklists: Sequence[Checklist]) -> str:
 
 def _section(index: int, checklist: Checklist) -> dict[str, Any]:
     """What the template shows of a spec; ids in the page begin with `prefix`."""
-    row_numbers = {row.id: number for number, row in enumerate(checklist.rows)}
+    rows = [row for family in by_family(checklist.rows) for row in family]
     lines: dict[str, str] = {}
     for number, text in enumerate(checklist.context.texts):
         for line, ids in text.rows.items():
             lines |= dict.fromkeys(ids, f"s{index}-f{number}-{line}")
+    times = ", ".join(f"{name} {duration(spent)}" for name, spent in checklist.seconds.items())
     return {
         "prefix": f"s{index}",
         "checklist": checklist,
-        "rows": [(row, lines.get(row.id)) for row in checklist.rows],
-        "numbers": row_numbers,
-        "families": sorted({row.family for row in checklist.rows}),
-        "statuses": sorted({str(row.status) for row in checklist.rows}),
-        "plots": plots(checklist),
+        "summary": f"{counts(checklist)} ({times})" if times else counts(checklist),
+        "rows": [(row, lines.get(row.id)) for row in rows],
+        "changes": alike(rows),
+        "numbers": {row.id: number for number, row in enumerate(rows)},
+        "statuses": sorted({str(row.status) for row in rows}),
+        "families": sorted({row.family for row in rows}),
+        "figures": [*figures(checklist)],
     }
 
 
