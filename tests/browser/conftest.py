@@ -12,6 +12,7 @@ from selenium import webdriver
 
 from pytest_llmdeploy.report.html import render
 from tests.browser.reports import loaded
+from tests.specs import REPOSITORY
 
 # The rest keep it from looking for its own services, which would not be requests of the page.
 _FLAGS = (
@@ -42,6 +43,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield found
     found.quit()
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run without a server, on a spec of the repository."""
+    path = tmp_path_factory.mktemp("planned") / "gate.html"
+    spec = REPOSITORY / "specs" / "llama3-70b-8xh100.yaml"
+    options = [f"--deploy-report={path}", f"--deploy-spec={spec}", "--deploy-plan-only", "-q"]
+    found = pytest.main(["-pno:cacheprovider", f"--rootdir={REPOSITORY}", "-c/dev/null", *options])
+    assert found == pytest.ExitCode.OK
+    return path
 
 
 @pytest.fixture(scope="session")

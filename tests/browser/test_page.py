@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from tests.specs import REPOSITORY
+
+IMAGES = REPOSITORY / "docs" / "images"
+
 pytestmark = pytest.mark.browser
 
 _SENT = "Network.requestWillBeSent"
@@ -20,6 +25,8 @@ _SENT = "Network.requestWillBeSent"
 @pytest.fixture(autouse=True)
 def opened(browser: Chrome, page: Path) -> None:
     """Fresh for each test; what was logged before is not its own."""
+    features = [{"name": "prefers-color-scheme", "value": "light"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
     browser.get("about:blank")
     browser.get_log("browser")  # type: ignore[no-untyped-call]
     browser.get_log("performance")  # type: ignore[no-untyped-call]
@@ -77,7 +84,7 @@ def test_the_keyboard_reaches_everything(browser: Chrome) -> None:
 def test_every_plot_says_what_it_shows(browser: Chrome) -> None:
     """In a label, a caption and a table."""
     figures = browser.find_elements(By.TAG_NAME, "figure")
-    assert len(figures) == 8
+    assert len(figures) == 10
     for figure in figures:
         assert figure.find_element(By.TAG_NAME, "svg").get_attribute("aria-label")
         assert any(map(str.isdigit, figure.find_element(By.TAG_NAME, "figcaption").text))
@@ -112,8 +119,23 @@ def test_print_shows_every_row(browser: Chrome) -> None:
     browser.find_element(By.CSS_SELECTOR, "input").send_keys("no such row")
     assert shown(browser) == 0
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    try:
-        assert shown(browser) == 8
-        assert not browser.find_element(By.CLASS_NAME, "filter").is_displayed()
-    finally:
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert shown(browser) == 8
+    assert not browser.find_element(By.CLASS_NAME, "filter").is_displayed()
+
+
+@pytest.mark.parametrize(("name", "figure"), [("checklist", None), ("plan", "s0-figure0")])
+def test_the_screenshots_of_the_docs(
+    browser: Chrome, planned: Path, tmp_path: Path, name: str, figure: str | None
+) -> None:
+    """They can be made as they are there; `make screenshots` writes them anew."""
+    browser.get(planned.as_uri())
+    if figure:
+        browser.execute_script("document.getElementById(arguments[0]).scrollIntoView()", figure)
+    folder = IMAGES if "UPDATE_DOCS" in os.environ else tmp_path
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.png"
+    assert browser.save_screenshot(str(path))
+    for found in (path, IMAGES / path.name):
+        width = int.from_bytes(found.read_bytes()[16:20])
+        assert width == 1200
+        assert found.stat().st_size < 300_000

@@ -2,44 +2,120 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.plan import plan
-from pytest_llmdeploy.report import Checklist, files
+from pytest_llmdeploy.plan.graph import deployment_graph
+from pytest_llmdeploy.report import Checklist, Context, files
 from pytest_llmdeploy.report.html import render
+from pytest_llmdeploy.report.html.drawing import thinned
+from pytest_llmdeploy.report.html.figures import figures
 from tests.browser.reports import HOSTILE, loaded
 from tests.plan.deployments import made
-from tests.report.rows import checklist, full_checklist
+from tests.plan.test_search import STEADY
+from tests.report.rows import checklist, full_checklist, row
 from tests.specs import write_spec
 
 
+def planned(**changes: Any) -> Checklist:
+    """A checklist of the plan with these changes, without a server."""
+    spec = made(**changes)
+    found = plan(spec)
+    utilization = row(check="planned_memory_utilization", limit=0.9, unit="fraction")
+    context = Context(plan=found, graph=deployment_graph(spec, found))
+    return checklist(rows=[utilization], is_plan_only=True, context=context)
+
+
+TRAFFIC = {"invalid": ["the client was late"], "interrupted": "Ctrl-C", "failures": {"a": HOSTILE}}
+
+
 @pytest.mark.parametrize(
-    ("made_of", "figures"),
+    ("made_of", "titles"),
     [
-        (full_checklist(), 3),
-        (checklist(), 0),
-        (checklist(broken="a.yaml:1: version: is required"), 0),
-        (checklist(facts={"plan": plan(made(parallel={"tensor": 3})).to_json()}), 0),
-        (checklist(facts={"plan": plan(made(model={"id": "unknown/model"})).to_json()}), 0),
-        (checklist(facts={"traffic": {"steady": {"invalid": ["late"], "requests": None}}}), 0),
+        (full_checklist(), ["used_bytes of each device", "power of each device"]),
+        (checklist(), []),
+        (checklist(broken="a.yaml:1: version: is required"), []),
+        (planned(), ["Memory", "Deployment"]),
+        (planned(workloads=[STEADY]), ["Memory", "Strategies", "Deployment"]),
+        (planned(parallel={"tensor": 3}), ["Deployment"]),
+        (planned(model={"id": "unknown/model"}), ["Deployment"]),
+        (checklist(facts={"traffic": {"steady": {**TRAFFIC, "counts": {"a": 3}}}}), []),
     ],
-    ids=["full", "empty", "broken", "infeasible", "unknown", "invalid"],
+    ids=["full", "empty", "broken", "planned", "predicted", "infeasible", "unknown", "invalid"],
 )
-def test_whatever_became_of_a_spec(made_of: Checklist, figures: int) -> None:
-    """There is a page with the verdict, and a plot for what is known."""
+def test_whatever_became_of_a_spec(made_of: Checklist, titles: list[str]) -> None:
+    """There is a page with the verdict, and a figure for what is known."""
     text = render([made_of])
     assert f">{made_of.verdict}</p>" in text
-    assert text.count("<figure>") == figures
+    found = [figure.title for figure in figures(made_of)]
+    assert len(found) == len(titles)
+    assert all(name.startswith(title) for name, title in zip(found, titles, strict=True))
+
+
+def test_traffic_that_does_not_count_says_so() -> None:
+    """Why it was broken off, why it does not count, and what a server answered, as text."""
+    text = render([checklist(facts={"traffic": {"steady": {**TRAFFIC, "counts": {"a": 3}}}})])
+    for part in ("broken off: Ctrl-C", "does not count: the client was late", "3 × a, one of them"):
+        assert part in text
+    assert "<img" not in text
 
 
 def test_hostile_texts_are_text() -> None:
-    """Neither markup nor control characters get into the page."""
-    text = render(loaded())
-    assert HOSTILE not in text
+    """Neither markup nor control characters get into the page, nor what turns a line around."""
+    bad = checklist(rows=[row(Status.FAIL, result=f"{HOSTILE}\u202e", item=HOSTILE)], name=HOSTILE)
+    text = render([*loaded(), bad])
     assert "<img" not in text
-    assert "\x00" not in text
-    assert "\x1b" not in text
+    assert not {"\x00", "\x1b", "\u202e"} & set(text)
     assert text.count("</script>") == 1
+
+
+def test_the_figures_are_those_of_the_run() -> None:
+    """What a figure says is counted from what came back, not from what is drawn of it."""
+    says = {figure.title: figure.says for figure in figures(loaded()[0])}
+    assert "3,000 of 3,000 requests, p50 149.4 ms" in says["TTFT of steady, as observed"]
+    assert "bound of TTFT p99, steady 420 ms" in says["TTFT of steady, as observed"]
+    assert says["STALL of steady, as observed"].startswith("75 of 3,000 requests")
+    assert "most in flight: 20" in says["The course of steady"]
+
+
+def test_memory_is_held_against_the_limit() -> None:
+    """Parts and what is free are the whole device; the limit is that of the row."""
+    memory, *_ = figures(planned())
+    assert "limit 90 % 71.68 GiB" in memory.says
+    assert len(memory.table) == 8
+
+
+@pytest.mark.parametrize(
+    ("layout", "nodes", "boxes", "more"),
+    [
+        ({"tensor": 8}, 1, 8, ""),
+        ({"tensor": 8, "pipeline": 2}, 2, 16, ""),
+        ({"tensor": 4, "data": 32}, 16, 16, "and 16 more replicas"),
+    ],
+    ids=["8", "16", "128"],
+)
+def test_the_graph_stays_readable(
+    layout: dict[str, int], nodes: int, boxes: int, more: str
+) -> None:
+    """Every rank up to 64 of them; beyond, a box for each stage of 16 replicas."""
+    hardware = {"device": "H100-SXM-80GB", "devices_per_node": 8, "nodes": nodes}
+    found = planned(parallel=layout, hardware=hardware)
+    svg = next(f.svg for f in figures(found) if f.title == "Deployment graph")
+    assert svg.count(">rank ") + svg.count(">ranks ") == boxes
+    assert more in svg
+
+
+def test_what_is_left_out_of_a_plot_is_never_the_highest() -> None:
+    """Of points that lie together, the highest stays."""
+    pairs = [(float(at), 99.0 if at == 4321 else at % 7.0) for at in range(10_000)]
+    found = thinned(pairs, 100)
+    assert len(found) == 100
+    assert (4321.0, 99.0) in found
+    assert found == sorted(found)
+    assert thinned(pairs[:3], 100) == pairs[:3]
 
 
 def test_without_the_extra_nothing_is_launched(

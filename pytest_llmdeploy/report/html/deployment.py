@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from pytest_llmdeploy.plan.graph import (
     Graph,
-    copy_id,
     edge_label,
     group_label,
     rank_id,
@@ -43,8 +42,8 @@ def deployment(graph: Graph) -> Iterator[Figure]:
     yield Figure(
         title=title,
         svg=labelled(_svg(graph), title),
-        says=f"{len(graph.ranks)} ranks in {len(graph.copies)} replicas of {stages} stages, "
-        f"{len(graph.groups)} groups",
+        says=f"ranks: {len(graph.ranks)}, replicas: {len(graph.copies)}, stages: {stages}, "
+        f"groups: {len(graph.groups)}",
         columns=["", "What is sent", "Between"],
         table=table,
     )
@@ -66,7 +65,7 @@ def _svg(graph: Graph) -> Markup:
     for number, (copy, stages) in enumerate(frames.items()):
         top = number * (height + _GAP * 2) + _GAP
         middle = top + height / 2
-        parts.append(_oval(_END + _WAY, middle, copy_id(copy)))
+        parts.append(_oval(_END + _WAY, middle, f"replica {copy}"))
         parts.append(_arrow(_END, tall / 2, _END + _WAY, middle))
         starts = [left + index * (width + _WAY) for index in range(len(stages))]
         for start, (stage, ranks) in zip(starts, stages, strict=True):

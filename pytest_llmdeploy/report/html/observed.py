@@ -19,16 +19,16 @@ _PERCENTILES = (50, 90, 99)
 def distributions(
     checklist: Checklist, workload: str, requests: Mapping[str, Sequence[Any]]
 ) -> Iterator[Figure]:
-    """For each metric the share of requests at or below each latency; the limits and the bounds of
-    its rows as lines.
+    """For each metric the share of the requests that have it at or below each latency; the limits
+    and the bounds of its rows as lines.
     """
     for metric in _METRICS:
         if times := sorted(time for time in requests[metric] if time is not None):
-            yield _distribution(checklist, workload, metric, times)
+            yield _distribution(checklist, workload, metric, times, len(requests[metric]))
 
 
 def _distribution(
-    checklist: Checklist, workload: str, metric: str, times: Sequence[float]
+    checklist: Checklist, workload: str, metric: str, times: Sequence[float], asked: int
 ) -> Figure:
     step = -(-len(times) // (MOST_POINTS - 1))
     values = [
@@ -60,7 +60,10 @@ def _distribution(
         title=title,
         svg=drawn(alt.layer(curve, rules) if lines else curve, title),
         says="; ".join(
-            [f"{len(times):,} requests, {observed}", *(f"{n} {ms:.4g} ms" for n, ms in limits)]
+            [
+                f"{len(times):,} of {asked:,} requests, {observed}",
+                *(f"{n} {ms:.4g} ms" for n, ms in limits),
+            ]
         ),
         columns=["", "ms"],
         table=[[name, f"{ms:.4g}"] for name, ms in [*points, *limits]],
@@ -102,7 +105,7 @@ def timeline(workload: str, requests: Mapping[str, Sequence[Any]]) -> Iterator[F
 def _panel(name: str, pairs: Sequence[tuple[float, float]], mark: str, end: float) -> alt.Chart:
     base = chart([{"s": at, "value": value} for at, value in pairs], height=90)
     marked: alt.Chart = {
-        "bar": base.mark_bar(width={"band": 1}, size=680 / _BINS - 1),
+        "bar": base.mark_bar(size=680 / _BINS - 1),
         "line": base.mark_line(interpolate="step-after"),
         "point": base.mark_point(filled=True, size=12, opacity=0.6),
     }[mark]
