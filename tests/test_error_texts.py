@@ -183,6 +183,17 @@ def test_of_options(pytester: pytest.Pytester, snapshot: SnapshotAssertion) -> N
     assert found == snapshot
 
 
+def test_of_an_extra_that_is_not_there(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, snapshot: SnapshotAssertion
+) -> None:
+    """A form that takes more packages than there are."""
+    (pytester.path / "spec.yaml").write_text(SMALLEST)
+    monkeypatch.setattr("pytest_llmdeploy.report.files.find_spec", lambda _name: None)
+    with pytest.raises(pytest.UsageError) as raised:
+        pytester.parseconfigure("--deploy-spec", "spec.yaml", "--deploy-report", "out.html")
+    assert told(pytester.path, str(raised.value)) == snapshot
+
+
 def test_of_two_plugins(snapshot: SnapshotAssertion) -> None:
     """Checks of two packages with the same name."""
     modules = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,6 @@ import pytest
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
-
-from tests.specs import REPOSITORY
-
-IMAGES = REPOSITORY / "docs" / "images"
 
 pytestmark = pytest.mark.browser
 
@@ -123,19 +118,15 @@ def test_print_shows_every_row(browser: Chrome) -> None:
     assert not browser.find_element(By.CLASS_NAME, "filter").is_displayed()
 
 
-@pytest.mark.parametrize(("name", "figure"), [("checklist", None), ("plan", "s0-figure0")])
-def test_the_screenshots_of_the_docs(
-    browser: Chrome, planned: Path, tmp_path: Path, name: str, figure: str | None
-) -> None:
-    """They can be made as they are there; `make screenshots` writes them anew."""
+def test_a_run_without_a_server(browser: Chrome, planned: Path) -> None:
+    """The page that the plugin itself writes: rows lead to lines of the spec, and back."""
     browser.get(planned.as_uri())
-    if figure:
-        browser.execute_script("document.getElementById(arguments[0]).scrollIntoView()", figure)
-    folder = IMAGES if "UPDATE_DOCS" in os.environ else tmp_path
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}.png"
-    assert browser.save_screenshot(str(path))
-    for found in (path, IMAGES / path.name):
-        width = int.from_bytes(found.read_bytes()[16:20])
-        assert width == 1200
-        assert found.stat().st_size < 300_000
+    log: Any = browser.get_log
+    assert log("browser") == []
+    assert browser.find_element(By.CLASS_NAME, "verdict").text == "PLAN PASSES"
+    assert len(browser.find_elements(By.TAG_NAME, "figure")) == 3
+    link = browser.find_element(By.PARTIAL_LINK_TEXT, "Memory utilization, planned")
+    line = link.find_element(By.XPATH, "..")
+    row = browser.find_element(By.CSS_SELECTOR, link.get_dom_attribute("href") or "")
+    back = row.find_element(By.PARTIAL_LINK_TEXT, "line ").get_dom_attribute("href")
+    assert back == f"#{line.get_dom_attribute('id')}"

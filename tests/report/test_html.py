@@ -93,14 +93,14 @@ def test_memory_is_held_against_the_limit() -> None:
     [
         ({"tensor": 8}, 1, 8, ""),
         ({"tensor": 8, "pipeline": 2}, 2, 16, ""),
-        ({"tensor": 4, "data": 32}, 16, 16, "and 16 more replicas"),
+        ({"tensor": 4, "data": 32}, 16, 8, "and 24 more replicas"),
     ],
     ids=["8", "16", "128"],
 )
 def test_the_graph_stays_readable(
     layout: dict[str, int], nodes: int, boxes: int, more: str
 ) -> None:
-    """Every rank up to 64 of them; beyond, a box for each stage of 16 replicas."""
+    """Every rank up to 64 of them; beyond, a box for each stage of 8 replicas."""
     hardware = {"device": "H100-SXM-80GB", "devices_per_node": 8, "nodes": nodes}
     found = planned(parallel=layout, hardware=hardware)
     svg = next(f.svg for f in figures(found) if f.title == "Deployment graph")

@@ -17,8 +17,9 @@ from pytest_llmdeploy.plan.model import Rank
 from pytest_llmdeploy.report.html.drawing import Figure, labelled
 
 _MOST_RANKS = 64
-_MOST_COPIES = 16
+_MOST_COPIES = 8
 _MOST_LINES = 200
+_NAMED = 8
 _BOX = (108, 36)
 _GAP = 8
 _HEAD = 40
@@ -28,14 +29,16 @@ _END = 76
 
 
 def deployment(graph: Graph) -> Iterator[Figure]:
-    """The drawing; above 64 ranks a stage is one box, and the first 16 replicas stand for all."""
+    """The drawing; above 64 ranks a stage is one box, and the first 8 replicas stand for all."""
     if not graph.ranks:
         return
     stages = len({rank.pp for rank in graph.ranks})
-    edges = {(edge_label(edge), edge.collective): edge for edge in graph.edges}
-    table = [["way", text, f"{edge.source} to {edge.target}"] for (text, _), edge in edges.items()]
+    ways: dict[str, list[str]] = {}
+    for edge in graph.edges:
+        ways.setdefault(edge_label(edge), []).append(f"{edge.source} to {edge.target}")
+    table = [["way", text, _some(pairs)] for text, pairs in ways.items()]
     table += [
-        ["group", ": ".join(group_label(group)), ", ".join(map(rank_id, group.ranks))]
+        ["group", ": ".join(group_label(group)), _some([*map(rank_id, group.ranks)])]
         for group in graph.groups[:_MOST_LINES]
     ]
     title = "Deployment graph"
@@ -47,6 +50,11 @@ def deployment(graph: Graph) -> Iterator[Figure]:
         columns=["", "What is sent", "Between"],
         table=table,
     )
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f", and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return ", ".join(texts[:_NAMED]) + more
 
 
 def _svg(graph: Graph) -> Markup:
