@@ -66,14 +66,18 @@ def test_the_filter(browser: Chrome) -> None:
 
 
 def test_the_keyboard_reaches_everything(browser: Chrome) -> None:
-    """Tab goes from the filter to the evidence of each row, and Enter opens it."""
+    """Tab goes from what to change over the filter to the evidence of each row; Enter opens it."""
     reached = []
-    for _ in range(5):
+    for _ in range(20):
         browser.switch_to.active_element.send_keys(Keys.TAB)
         reached.append(browser.switch_to.active_element)
-    assert [found.tag_name for found in reached] == ["select", "select", "input", *["summary"] * 2]
-    reached[-1].send_keys(Keys.ENTER)
-    assert reached[-1].find_element(By.XPATH, "..").get_attribute("open") is not None
+    tags = [found.tag_name for found in reached]
+    links = tags.index("select")
+    assert set(tags[:links]) == {"a"}
+    assert tags[links : links + 12] == [*["select"] * 2, "input", *["summary"] * 7, "a", "summary"]
+    evidence = reached[links + 3]
+    evidence.send_keys(Keys.ENTER)
+    assert evidence.find_element(By.XPATH, "..").get_attribute("open") is not None
 
 
 def test_every_plot_says_what_it_shows(browser: Chrome) -> None:
@@ -88,7 +92,7 @@ def test_every_plot_says_what_it_shows(browser: Chrome) -> None:
 
 def test_a_row_and_its_line_lead_to_each_other(browser: Chrome) -> None:
     """The links have a target on the page, each of them."""
-    links = browser.find_elements(By.CSS_SELECTOR, "a[href^='#']")
+    links = browser.find_elements(By.CSS_SELECTOR, ".rows a, .spec a")
     assert {link.text for link in links} == {"line 1", "PASS: TTFT p99, steady"}
     for link in links:
         target = link.get_dom_attribute("href") or ""

@@ -47,7 +47,7 @@ def deployment(graph: Graph) -> Iterator[Figure]:
         svg=labelled(_svg(graph), title),
         says=f"ranks: {len(graph.ranks)}, replicas: {len(graph.copies)}, stages: {stages}, "
         f"groups: {len(graph.groups)}",
-        columns=["", "What is sent", "Between"],
+        columns=["Kind", "What is sent", "Between"],
         table=table,
     )
 

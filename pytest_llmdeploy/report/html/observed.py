@@ -65,7 +65,7 @@ def _distribution(
                 *(f"{n} {ms:.4g} ms" for n, ms in limits),
             ]
         ),
-        columns=["", "ms"],
+        columns=["Figure", "ms"],
         table=[[name, f"{ms:.4g}"] for name, ms in [*points, *limits]],
     )
 
@@ -97,7 +97,7 @@ def timeline(workload: str, requests: Mapping[str, Sequence[Any]]) -> Iterator[F
         title=title,
         svg=drawn(alt.vconcat(*(_panel(*panel, end) for panel in panels)), title),
         says=", ".join(f"{name}: {value}" for name, value in figures),
-        columns=["", ""],
+        columns=["Figure", "Value"],
         table=figures,
     )
 

@@ -96,7 +96,7 @@ def strategies(plan: Plan) -> Iterator[Figure]:
         title=title,
         svg=drawn(points, title),
         says=f"{len(found)} predicted, {left_out} infeasible; the best is {best}",
-        columns=["Strategy", "", "Requests/s for each device", "TPOT (ms)"],
+        columns=["Strategy", "Kind", "Requests/s for each device", "TPOT (ms)"],
         table=[
             [strategy(one.parallel), p["kind"], f"{p['throughput']:.3g}", f"{p['tpot']:.3g}"]
             for one, p in found
