@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TOOLS_READY := .venv-tools/.ready
 
-.PHONY: help setup demo test lint types docs unit coverage browser tools live test-pythons fake-nvml bench-plan bench-verdict bench-load \
+.PHONY: help setup demo test lint types docs unit coverage browser screenshots tools live test-pythons fake-nvml bench-plan bench-verdict bench-load \
   bench-repeat bench-starts fault-matrix fuzz schema clean
 
 help:  ## what can be made
@@ -52,6 +52,9 @@ docs: setup  ## the documentation's pages, into build/site; a warning is an erro
 
 unit: setup  ## the tests that need no vLLM
 	$(BIN)/pytest -m 'not vllm and not tools and not browser' -n 2 --dist worksteal
+
+screenshots: setup  ## the pictures in the docs
+	UPDATE_DOCS=1 $(BIN)/pytest tests/browser -k screenshots
 
 coverage: setup  ## the same in one process, and what they reach
 	$(BIN)/coverage erase

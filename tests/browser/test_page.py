@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
+
+from tests.specs import REPOSITORY
+
+IMAGES = REPOSITORY / "docs" / "images"
 
 pytestmark = pytest.mark.browser
 
@@ -134,3 +139,21 @@ def test_a_run_without_a_server(browser: Chrome, planned: Path) -> None:
     row = browser.find_element(By.CSS_SELECTOR, link.get_dom_attribute("href") or "")
     back = row.find_element(By.PARTIAL_LINK_TEXT, "line ").get_dom_attribute("href")
     assert back == f"#{line.get_dom_attribute('id')}"
+
+
+@pytest.mark.parametrize(("name", "figure"), [("checklist", None), ("plan", "s0-figure0")])
+def test_the_screenshots_of_the_docs(
+    browser: Chrome, planned: Path, tmp_path: Path, name: str, figure: str | None
+) -> None:
+    """They can be made as they are there; `make screenshots` writes them anew."""
+    browser.get(planned.as_uri())
+    if figure:
+        browser.execute_script("document.getElementById(arguments[0]).scrollIntoView()", figure)
+    folder = IMAGES if "UPDATE_DOCS" in os.environ else tmp_path
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.png"
+    assert browser.save_screenshot(str(path))
+    for found in (path, IMAGES / path.name):
+        width = int.from_bytes(found.read_bytes()[16:20])
+        assert width == 1200
+        assert found.stat().st_size < 300_000

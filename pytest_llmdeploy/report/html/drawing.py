@@ -12,8 +12,8 @@ from markupsafe import Markup, escape
 
 MOST_POINTS = 2000
 # Stands for the colour of the text, which differs between light and dark.
-_INK = "#010203"
-_AXES = dict.fromkeys(("labelColor", "titleColor", "domainColor", "tickColor"), _INK)
+INK = "#010203"
+_AXES = dict.fromkeys(("labelColor", "titleColor", "domainColor", "tickColor"), INK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ def drawn(what: Any, title: str) -> Markup:
     described["config"] = {
         "background": "transparent",
         "font": "sans-serif",
-        "axis": {**_AXES, "gridColor": _INK, "gridOpacity": 0.15},
-        "legend": {"labelColor": _INK, "titleColor": _INK, "labelLimit": 0},
+        "axis": {**_AXES, "gridColor": INK, "gridOpacity": 0.15},
+        "legend": {"labelColor": INK, "titleColor": INK, "labelLimit": 0},
         "view": {"stroke": None},
     }
     svg: str = vl_convert.vegalite_to_svg(described)
     # In the page, an SVG takes the colour of the text around it.
-    return labelled(Markup(svg.replace(_INK, "currentColor")), title)  # noqa: S704 - vega escapes
+    return labelled(Markup(svg.replace(INK, "currentColor")), title)  # noqa: S704 - vega escapes
 
 
 def labelled(svg: Markup, title: str) -> Markup:

@@ -10,7 +10,7 @@ import altair as alt
 from pytest_llmdeploy.plan import Plan, Rank
 from pytest_llmdeploy.plan.search import Alternative
 from pytest_llmdeploy.report.checklist import Checklist
-from pytest_llmdeploy.report.html.drawing import MOST_POINTS, Figure, chart, drawn
+from pytest_llmdeploy.report.html.drawing import INK, MOST_POINTS, Figure, chart, drawn
 from pytest_llmdeploy.report.plan_tables import strategy
 from pytest_llmdeploy.units import show
 
@@ -38,7 +38,7 @@ def memory(checklist: Checklist, plan: Plan) -> Iterator[Figure]:
         order="order:O",
     )
     lines = list(_limits(checklist, plan))
-    rules = chart(lines).mark_rule(strokeWidth=2, strokeDash=[6, 3])
+    rules = chart(lines).mark_rule(strokeWidth=2, color=INK)
     rules = rules.encode(y="GiB:Q", strokeDash=alt.StrokeDash("limit:N", title=None))
     tightest, sizes = min(ranks, key=lambda pair: pair[1][-1])
     limits = ", ".join(f"{line['limit']} {line['GiB']:.4g} GiB" for line in lines)
@@ -82,12 +82,12 @@ def strategies(plan: Plan) -> Iterator[Figure]:
         return
     values = [point for _, point in found]
     points = chart(values).mark_point(filled=True, size=90)
-    kinds = ["declared", "feasible", "infeasible"]
+    kinds = alt.Scale(domain=sorted({point["kind"] for point in values}))
     points = points.encode(
         x=alt.X("throughput:Q", title="requests/s for each device"),
         y=alt.Y("tpot:Q", title="TPOT (ms)", scale=alt.Scale(zero=False)),
-        color=alt.Color("kind:N", title=None, sort=kinds),
-        shape=alt.Shape("kind:N", title=None, sort=kinds),
+        color=alt.Color("kind:N", title="strategy", scale=kinds),
+        shape=alt.Shape("kind:N", title="strategy", scale=kinds),
     )
     left_out = len(plan.alternatives) - len(found)
     best = strategy(found[0][0].parallel)
