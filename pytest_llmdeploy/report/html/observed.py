@@ -10,6 +10,7 @@ import altair as alt
 
 from pytest_llmdeploy.report.checklist import Checklist
 from pytest_llmdeploy.report.html.drawing import MOST_POINTS, Figure, chart, drawn, thinned
+from pytest_llmdeploy.units import show
 
 _METRICS = ("ttft", "tpot", "e2el", "stall")
 _BINS = 60
@@ -54,7 +55,7 @@ def _distribution(
     )
     points = [(f"p{part}", times[-(-len(times) * part // 100) - 1]) for part in _PERCENTILES]
     title = f"{metric.upper()} of {workload}, as observed"
-    observed = ", ".join(f"{name} {time:.4g} ms" for name, time in points)
+    observed = ", ".join(f"{name} {show(time, 'ms')}" for name, time in points)
     limits = [(line["line"], line["ms"]) for line in lines]
     return Figure(
         title=title,
@@ -62,11 +63,11 @@ def _distribution(
         says="; ".join(
             [
                 f"{len(times):,} of {asked:,} requests, {observed}",
-                *(f"{n} {ms:.4g} ms" for n, ms in limits),
+                *(f"{n} {show(ms, 'ms')}" for n, ms in limits),
             ]
         ),
-        columns=["Figure", "ms"],
-        table=[[name, f"{ms:.4g}"] for name, ms in [*points, *limits]],
+        columns=["Figure", "Latency"],
+        table=[[name, show(ms, "ms")] for name, ms in [*points, *limits]],
     )
 
 
