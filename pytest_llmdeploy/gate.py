@@ -6,12 +6,14 @@ import glob
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.pathlib import ImportMode, import_path
@@ -34,8 +36,11 @@ from pytest_llmdeploy.rows import (
 )
 from pytest_llmdeploy.secrets import redact
 from pytest_llmdeploy.session import LIVE_PHASES, NOT_OURS, Options, Session
-from pytest_llmdeploy.spec import SpecError, looks_like_spec, nearest_file
+from pytest_llmdeploy.spec import SpecError, load_spec, looks_like_spec, nearest, nearest_file
 from pytest_llmdeploy.spec.attach import checked_url
+
+if TYPE_CHECKING:
+    from pytest_llmdeploy.baseline import Earlier
 
 _YAML = (".yaml", ".yml")
 # The file that GitHub shows as the summary of a step.
@@ -61,6 +66,7 @@ def open_gate(config: pytest.Config, patterns: Sequence[str]) -> None:
         return
     options = _options(config, base)
     _refuse_contradictions(config, options, paths)
+    options = replace(options, baseline=_baseline(config, base, paths))
     progress = ProgressLine(config)
     session = Session(
         root=config.rootpath,
@@ -336,6 +342,30 @@ def _refuse_contradictions(config: pytest.Config, options: Options, paths: Seque
         raise pytest.UsageError(msg)
     if getattr(config.option, "reruns", None) or _ini(config, "reruns"):
         raise pytest.UsageError(f"{_RERUN}: leave out --reruns")
+
+
+def _baseline(
+    config: pytest.Config, base: Path, paths: Sequence[Path]
+) -> Mapping[str, Earlier] | None:
+    """The earlier run, when one is given; it must know every spec of this one."""
+    given = config.getoption("deploy_baseline") or config.getini("deploy_baseline")
+    if not given:
+        return None
+    from pytest_llmdeploy.baseline import BaselineError, read_baseline  # noqa: PLC0415 - if given
+
+    try:
+        found = read_baseline(base / given)
+    except BaselineError as error:
+        msg = f"--deploy-baseline {given}: {error}"
+        raise pytest.UsageError(msg) from None
+    for path in paths:
+        # A file that is no valid spec is told of as any other.
+        with suppress(SpecError):
+            name = load_spec(path).name
+            if name not in found:
+                msg = f"--deploy-baseline {given}: no spec {name!r} in it: {nearest(name, found)}"
+                raise pytest.UsageError(msg)
+    return found
 
 
 def _ini(config: pytest.Config, name: str) -> Any:

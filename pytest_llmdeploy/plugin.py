@@ -50,8 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="Write the report to PATH (.json or .md; repeatable).",
     )
+    group.addoption(
+        "--deploy-baseline",
+        metavar="PATH",
+        help="Say what has changed since the run whose report (.json) is at PATH.",
+    )
     parser.addini("deploy_spec", "Deployment specs to check.", type="args", default=[])
     parser.addini("deploy_url", "Attach to this server instead of launching one.", default="")
+    parser.addini("deploy_baseline", "The report of a run to compare with.", default="")
     parser.addini("deploy_report", "Files to write the report to.", type="args", default=[])
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from pytest_llmdeploy.checks import Check, DuplicateCheckError, Registry, Requirement, requirements
 from pytest_llmdeploy.checks.decorator import CheckError
@@ -19,19 +20,25 @@ from pytest_llmdeploy.secrets import redact, redacted
 from pytest_llmdeploy.serving.command import launch_text
 from pytest_llmdeploy.spec import Spec, SpecError, load_spec, nearest_file
 
+if TYPE_CHECKING:
+    from pytest_llmdeploy.baseline import Earlier
+
 LIVE_PHASES = ("host", "live", "stopped")
 NOT_OURS = "--deploy-introspect adds to a server that this run launches, not to one that runs"
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a run; `reports` are the files to write, `summary` is the one to add to."""
+    """The options of a run; `reports` are the files to write, `summary` is the one to add to,
+    `baseline` the earlier run to compare with, by the names of its specs.
+    """
 
     plan_only: bool = False
     introspect: bool = False
     url: str | None = None
     reports: Sequence[Path] = ()
     summary: Path | None = None
+    baseline: Mapping[str, Earlier] | None = None
 
     @property
     def has_pages(self) -> bool:
@@ -147,7 +154,7 @@ class Session:
         deployment = self.deployment(path)
         planned = [row for row in found.values() if row.phase == "plan"]
         is_broken = any(not row.status.is_green for row in planned)
-        return Checklist(
+        checklist = Checklist(
             name=items.spec.name,
             path=prefix,
             rows=[found[id_] for id_ in ids if id_ in found],
@@ -159,6 +166,17 @@ class Session:
             seconds=deployment.seconds,
             context=self._context(path) if self.options.has_pages else Context(),
         )
+        return self._compared(checklist, items.spec)
+
+    def _compared(self, checklist: Checklist, spec: Spec) -> Checklist:
+        """With what has changed since the baseline."""
+        if self.options.baseline is None:
+            return checklist
+        from pytest_llmdeploy.baseline import Earlier  # noqa: PLC0415 - only with a baseline
+        from pytest_llmdeploy.report.comparison import changes  # noqa: PLC0415 - as above
+
+        was, now = self.options.baseline[spec.name], Earlier.of(checklist.to_json())
+        return replace(checklist, changes=redacted(changes(was, now, spec.confidence)))
 
     def _context(self, path: Path) -> Context:
         """What a page shows beside the rows of the spec in `path`."""

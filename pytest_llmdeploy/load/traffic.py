@@ -254,6 +254,7 @@ class WorkloadTraffic:
     def to_json(self) -> dict[str, Any]:
         failures = {str(s.outcome): s.detail for s in reversed(self.samples) if not s.is_ok}
         return {
+            "sent": self.workload.sent,
             "offered_rate": self.offered_rate,
             "achieved_rate": self.achieved_rate,
             "seconds": self.end - self.start,

@@ -47,7 +47,8 @@ class Checklist:
     """`not_run` are the node ids of items without a row, `left_out` those that a plan-only run
     leaves out by design; `broken` says why a file is not a valid spec; `facts` are the parts plan,
     server, traffic and devices of the report; `repairs` say what would mend a plan that does not
-    pass; `context` is there for the forms that people read.
+    pass; `changes` are those since the baseline, if there is one; `context` is there for the forms
+    that people read.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Checklist:
     repairs: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    changes: Mapping[str, Any] | None = None
     context: Context = Context()
 
     @property
@@ -86,4 +88,5 @@ class Checklist:
             "rows": [row.to_json() for row in self.rows],
             "not_run": [*self.not_run, *self.left_out],
             "error": self.broken or None,
+            "changes": self.changes,
         }

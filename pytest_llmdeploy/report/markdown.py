@@ -13,6 +13,7 @@ from pytest_llmdeploy.plan import Plan
 from pytest_llmdeploy.plan.drawing import to_mermaid
 from pytest_llmdeploy.report import plan_tables
 from pytest_llmdeploy.report.checklist import Checklist
+from pytest_llmdeploy.report.comparison import lines
 from pytest_llmdeploy.report.letters import clean
 from pytest_llmdeploy.report.plan_tables import Table
 from pytest_llmdeploy.report.terminal import alike, by_family, counts, duration
@@ -71,6 +72,9 @@ def _chapter(number: int, checklist: Checklist) -> Iterator[str]:
     if checklist.context.unchecked:
         yield "## Not checked in this run"
         yield _unchecked(checklist)
+    if checklist.changes is not None:
+        yield "## Changed since the baseline"
+        yield _bullets(map(_text, lines(checklist.changes))) or "Nothing."
     if traffic := checklist.facts.get("traffic"):
         yield "## Measured"
         yield _measured(traffic)

@@ -115,6 +115,7 @@ def body_lines(
     as_rows = table_lines if width >= _TABLE_FROM else _sentences
     yield from as_rows(checklist.rows, width, evidence=verbosity > 0)
     yield from _changes(checklist, width)
+    yield from ((line, None) for line in _since(checklist, width))
     for line in _introspection(checklist):
         yield line, None
 
@@ -151,6 +152,19 @@ def _changes(checklist: Checklist, width: int) -> Iterator[tuple[str, Row | None
 
 def _filled(text: str, width: int, indent: str) -> list[str]:
     return wrap(text, width - 1, initial_indent=indent, subsequent_indent=f"{indent}  ")
+
+
+def _since(checklist: Checklist, width: int) -> Iterator[str]:
+    """What has changed since the baseline."""
+    if checklist.changes is None:
+        return
+    from pytest_llmdeploy.report.comparison import lines  # noqa: PLC0415 - only with a baseline
+
+    found = [clean(line) for line in lines(checklist.changes)]
+    yield ""
+    yield "Changed since the baseline:" if found else "Nothing changed since the baseline."
+    for line in found:
+        yield from _filled(line, width, "  ")
 
 
 def _introspection(checklist: Checklist) -> Iterator[str]:

@@ -17,6 +17,17 @@ from pytest_llmdeploy.units import Duration, Fraction, Percentile, Rate
 Name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 # A schedule is made before the first request is sent.
 _MOST_REQUESTS = 10_000_000
+# What decides the load on a server.
+_SENT = (
+    "endpoint",
+    "input_tokens",
+    "output_tokens",
+    "mix",
+    "shared_prefix",
+    "rate",
+    "arrival",
+    "concurrency",
+)
 _STALL_TIMEOUT = Duration(60_000)
 
 
@@ -205,6 +216,12 @@ class Workload(Record):
             why = f": a request may be silent for {longest} by its limits" if longest else ""
             raise FaultError(("stall_timeout",), f"found {found}{why or ': write more than 0 s'}")
         return self
+
+    @property
+    def sent(self) -> Mapping[str, str]:
+        """What is sent and how fast, in words: latencies under another are not comparable."""
+        given = self.model_dump(include=set(_SENT), exclude_none=True)
+        return {key: str(given[key]) for key in _SENT if key in given}
 
     @property
     def patience(self) -> Duration:
