@@ -164,6 +164,10 @@ OPTIONS: Sequence[Sequence[str]] = (
     ["--deploy-spec", "*.yaml", "--deploy-url", "http://a"],
     ["--deploy-spec", "spec.yaml", "--deploy-url", "http://a", "--deploy-introspect"],
     ["--deploy-spec", "spec.yaml", "--deploy-report", "out.pdf"],
+    ["--deploy-spec", "spec.yaml", "--deploy-baseline", "nowhere.json"],
+    ["--deploy-spec", "spec.yaml", "--deploy-baseline", "spec.yaml"],
+    ["--deploy-spec", "spec.yaml", "--deploy-baseline", "of_another.json"],
+    ["--deploy-spec", "spec.yaml", "--deploy-baseline", "of_another_version.json"],
     ["--deploy-spec", "spec.yaml", "--dist", "load"],
     ["--deploy-spec", "spec.yaml", "--reruns", "2"],
     ["--deploy-spec", "spec.yaml", "-o", "cache_dir=spec.yaml"],
@@ -174,6 +178,10 @@ def test_of_options(pytester: pytest.Pytester, snapshot: SnapshotAssertion) -> N
     """Options of pytest that don't go together, or lead nowhere."""
     (pytester.path / "spec.yaml").write_text(SMALLEST)
     (pytester.path / "other.yaml").write_text(SMALLEST)
+    entry = '{"name": "speck", "verdict": "READY"}'
+    for name, version in (("of_another", 1), ("of_another_version", 2)):
+        document = f'{{"schema_version": {version}, "specs": [{entry}]}}'
+        (pytester.path / f"{name}.json").write_text(document)
     found = {}
     for options in OPTIONS:
         with pytest.raises(pytest.UsageError) as raised:
