@@ -93,7 +93,8 @@ def test_a_pipe_is_no_baseline(pytester: pytest.Pytester) -> None:
 
 def test_a_slower_server_is_said_to_be(pytester: pytest.Pytester) -> None:
     """Traffic of two runs, of which the second has a first token that comes later."""
-    write_spec(pytester.path / "s.yaml", workloads=[STEADY])
+    # A busy machine makes requests alike, and those count for less.
+    write_spec(pytester.path / "s.yaml", workloads=[{**STEADY, "min_duration": "3s"}])
     knobs = {"model": "tiny-llama", "max_model_len": 512, "tensor_parallel": 2}
     with Standin(**knobs, ttft_ms=10) as standin:
         args = ("--deploy-spec", "s.yaml", "--deploy-url", standin.url)
@@ -102,7 +103,10 @@ def test_a_slower_server_is_said_to_be(pytester: pytest.Pytester) -> None:
         _, entry = report(pytester, *args, "--deploy-baseline", "old.json")
     changes = entry["changes"]
     assert changes["not_compared"] == {}, changes
-    median = next(
-        one for one in changes["latency"] if (one["metric"], one["percentile"]) == ("ttft", "p50")
-    )
-    assert median["low"] > 1
+    medians = [
+        one["low"]
+        for one in changes["latency"]
+        if one["metric"] in {"ttft", "e2el"} and one["percentile"] == "p50"
+    ]
+    assert medians
+    assert min(medians) > 1

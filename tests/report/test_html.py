@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pytest_llmdeploy.baseline import Earlier
 from pytest_llmdeploy.evidence import Status
+from pytest_llmdeploy.load.samples import MOST_REQUESTS
 from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.plan.graph import deployment_graph
 from pytest_llmdeploy.report import Checklist, Context, files
+from pytest_llmdeploy.report.comparison import changes
 from pytest_llmdeploy.report.html import render
 from pytest_llmdeploy.report.html.drawing import thinned
 from pytest_llmdeploy.report.html.figures import figures
@@ -79,6 +83,43 @@ def test_the_figures_are_those_of_the_run() -> None:
     assert "bound of TTFT p99, steady 420 ms" in says["TTFT of steady, as observed"]
     assert says["STALL of steady, as observed"].startswith("75 of 3,000 requests")
     assert "most in flight: 20" in says["The course of steady"]
+
+
+def test_a_limit_is_that_of_its_workload() -> None:
+    """Not of another one whose name begins alike."""
+    other = row(
+        id="a.yaml::ttft[steady-long-p99]", item="TTFT p99, steady-long", unit="ms", limit=5.0
+    )
+    shown = loaded()[0]
+    found = figures(replace(shown, rows=[*shown.rows, other]))
+    says = {figure.title: figure.says for figure in found}["TTFT of steady, as observed"]
+    assert "limit of TTFT p99, steady 1,000 ms" in says
+    assert "steady-long" not in says
+
+
+def test_more_requests_than_a_report_has() -> None:
+    """The figures are those of the first ones, and say so."""
+    count = MOST_REQUESTS
+    requests = {
+        "due": [number / 100 for number in range(count)],
+        "ended": [number / 100 + 1 for number in range(count)],
+        "outcome": ["ok"] * count,
+        **dict.fromkeys(("ttft", "tpot", "e2el", "stall"), [1.0] * count),
+    }
+    found = figures(checklist(facts={"traffic": {"steady": {"requests": requests}}}))
+    assert next(found).says.startswith("20,000 of the first 20,000 requests")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "told"),
+    [(("READY", "NOT READY"), "verdict: READY → NOT READY"), (("READY", "READY"), "Nothing.")],
+)
+def test_what_changed_since_the_baseline(verdicts: tuple[str, str], told: str) -> None:
+    """Where there is one."""
+    was, now = ({"name": "a", "verdict": verdict} for verdict in verdicts)
+    found = changes(Earlier.of(was), Earlier.of(now), 0.95)
+    assert told in render([replace(checklist(), changes=found)])
+    assert "Changed since" not in render([checklist()])
 
 
 def test_memory_is_held_against_the_limit() -> None:

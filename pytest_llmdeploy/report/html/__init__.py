@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from pytest_llmdeploy.report import comparison
 from pytest_llmdeploy.report.checklist import Checklist
 from pytest_llmdeploy.report.html.figures import figures
 from pytest_llmdeploy.report.terminal import alike, by_family, counts, duration
@@ -53,7 +54,8 @@ def _section(index: int, checklist: Checklist) -> dict[str, Any]:
         "checklist": checklist,
         "summary": f"{counts(checklist)} ({times})" if times else counts(checklist),
         "rows": [(row, lines.get(row.id)) for row in rows],
-        "changes": alike(rows),
+        "to_change": alike(rows),
+        "changed": None if checklist.changes is None else [*comparison.lines(checklist.changes)],
         "numbers": {row.id: number for number, row in enumerate(rows)},
         "statuses": sorted({str(row.status) for row in rows}),
         "families": sorted({row.family for row in rows}),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
+from pytest_llmdeploy.load.samples import MOST_REQUESTS
 from pytest_llmdeploy.report.checklist import Checklist
 from pytest_llmdeploy.report.html.drawing import MOST_POINTS, Figure, chart, drawn, thinned
 from pytest_llmdeploy.units import show
@@ -25,11 +27,14 @@ def distributions(
     """
     for metric in _METRICS:
         if times := sorted(time for time in requests[metric] if time is not None):
-            yield _distribution(checklist, workload, metric, times, len(requests[metric]))
+            asked = len(requests[metric])
+            # Of more, the report has no more.
+            of = f"the first {asked:,}" if asked == MOST_REQUESTS else f"{asked:,}"
+            yield _distribution(checklist, workload, metric, times, of)
 
 
 def _distribution(
-    checklist: Checklist, workload: str, metric: str, times: Sequence[float], asked: int
+    checklist: Checklist, workload: str, metric: str, times: Sequence[float], asked: str
 ) -> Figure:
     step = -(-len(times) // (MOST_POINTS - 1))
     values = [
@@ -40,10 +45,12 @@ def _distribution(
     curve = chart(values).mark_line(interpolate="step-after")
     share = alt.Y("share:Q", title="share of requests", scale=alt.Scale(domain=[0, 1]))
     curve = curve.encode(x=alt.X("ms:Q", title="ms"), y=share)
+    # Not those of another workload whose name begins alike.
+    its = re.compile(rf"::{metric}\[{re.escape(workload)}-p[\d.]+\]$")
     lines: list[dict[str, Any]] = [
         {"ms": figure, "kind": kind, "line": f"{kind} of {row.item}"}
         for row in checklist.rows
-        if row.unit == "ms" and f"::{metric}[{workload}-" in row.id
+        if row.unit == "ms" and its.search(row.id)
         for kind, figure in (("limit", row.limit), ("bound", row.bound))
         if figure is not None
     ]
@@ -62,7 +69,7 @@ def _distribution(
         svg=drawn(alt.layer(curve, rules) if lines else curve, title),
         says="; ".join(
             [
-                f"{len(times):,} of {asked:,} requests, {observed}",
+                f"{len(times):,} of {asked} requests, {observed}",
                 *(f"{n} {show(ms, 'ms')}" for n, ms in limits),
             ]
         ),

@@ -23,6 +23,7 @@ def memory(checklist: Checklist, plan: Plan) -> Iterator[Figure]:
     ranks = [(rank, parts) for rank in plan.ranks if (parts := _parts(rank))]
     if not ranks:
         return
+    tightest, sizes = min(ranks, key=lambda pair: pair[1][-1])
     more = len(ranks) - MOST_POINTS // len(_PARTS)
     ranks = ranks[: MOST_POINTS // len(_PARTS)]
     values = [
@@ -40,7 +41,6 @@ def memory(checklist: Checklist, plan: Plan) -> Iterator[Figure]:
     lines = list(_limits(checklist, plan))
     rules = chart(lines).mark_rule(strokeWidth=2, color=INK)
     rules = rules.encode(y="GiB:Q", strokeDash=alt.StrokeDash("limit:N", title=None))
-    tightest, sizes = min(ranks, key=lambda pair: pair[1][-1])
     limits = ", ".join(f"{line['limit']} {line['GiB']:.4g} GiB" for line in lines)
     left_out = f" (and {more} more)" if more > 0 else ""
     says = f"{len(ranks)} ranks{left_out}; the least free is {show(sizes[-1], 'B')}, on {tightest}"
@@ -89,13 +89,13 @@ def strategies(plan: Plan) -> Iterator[Figure]:
         color=alt.Color("kind:N", title="strategy", scale=kinds),
         shape=alt.Shape("kind:N", title="strategy", scale=kinds),
     )
-    left_out = len(plan.alternatives) - len(found)
+    infeasible = sum(not one.feasible for one in plan.alternatives)
     best = strategy(found[0][0].parallel)
     title = "Strategies, predicted"
     yield Figure(
         title=title,
         svg=drawn(points, title),
-        says=f"{len(found)} predicted, {left_out} infeasible; the best is {best}",
+        says=f"{len(found)} predicted, {infeasible} infeasible; the best is {best}",
         columns=["Strategy", "Kind", "Requests/s for each device", "TPOT (ms)"],
         table=[
             [strategy(one.parallel), p["kind"], f"{p['throughput']:.3g}", f"{p['tpot']:.3g}"]
