@@ -21,6 +21,15 @@ import yaml
 from tests.leftovers import title
 from tests.specs import REPOSITORY
 
+# Traffic for those who look at the devices meanwhile.
+SHORT: dict[str, Any] = {
+    "name": "short",
+    "input_tokens": 64,
+    "output_tokens": 16,
+    "concurrency": 4,
+    "max_duration": "5s",
+    "require": {"concurrent_sequences": 1},
+}
 TINY = REPOSITORY / "specs" / "tiny-llama-cpu.yaml"
 
 

@@ -10,17 +10,10 @@ from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.plan.agreement import agreement
 from pytest_llmdeploy.spec import load_spec
 from pytest_llmdeploy.units import Fraction
+from tests.live.conftest import SHORT
 
 TOLERANCE = Fraction(0.05)
 MIB = 1024**2
-SHORT = {
-    "name": "short",
-    "input_tokens": 64,
-    "output_tokens": 16,
-    "concurrency": 4,
-    "max_duration": "5s",
-    "require": {"concurrent_sequences": 1},
-}
 
 
 def test_a_pipeline_has_a_worker_for_each_stage(

@@ -20,18 +20,10 @@ from pytest_llmdeploy.probes.sampler import Sampler
 from pytest_llmdeploy.serving import Server
 from pytest_llmdeploy.spec import Workload, load_spec
 from pytest_llmdeploy.units import Fraction
-from tests.live.conftest import TINY
+from tests.live.conftest import SHORT, TINY
 
 TOLERANCE = Fraction(0.05)
 MIB = 1024**2
-SHORT = {
-    "name": "short",
-    "input_tokens": 64,
-    "output_tokens": 16,
-    "concurrency": 4,
-    "max_duration": "5s",
-    "require": {"concurrent_sequences": 1},
-}
 
 
 @dataclass(frozen=True)
