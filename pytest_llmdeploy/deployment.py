@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +21,7 @@ from pytest_llmdeploy.serving import LaunchError, Server, ServerFailedError, Sto
 from pytest_llmdeploy.spec import Spec
 
 if TYPE_CHECKING:
+    from pytest_llmdeploy.baseline import Earlier
     from pytest_llmdeploy.load.runner import Target
     from pytest_llmdeploy.probes.watch import XidWatch
     from pytest_llmdeploy.serving.process import ServerProcess
@@ -37,7 +38,7 @@ class RefusedError(Exception):
 @dataclass
 class Deployment:
     """`url` attaches instead of launching; `log` is where a launched server writes, `introspect`
-    has its workers asked.
+    has its workers asked; `baseline` is the run to compare with.
     """
 
     spec: Spec
@@ -45,6 +46,7 @@ class Deployment:
     url: str | None = None
     progress: Callable[[str], None] = lambda _text: None
     introspect: bool = False
+    baseline: Earlier | None = None
     _process: ServerProcess | None = field(default=None, init=False)
     _server: Server | None = field(default=None, init=False)
     _failure: ServerFailedError | None = field(default=None, init=False)
@@ -106,10 +108,22 @@ class Deployment:
             return Traffic({})
         target = self.target()
         with Sampler(server.read_changing or server.read_devices) as sampler:
-            result = run_workloads(self.spec, target)
+            result = run_workloads(self.spec, target, dict(self._earlier()))
         result = replace(result, devices=sampler.recording)
         self.seconds["traffic"] = result.seconds
         return result
+
+    def _earlier(self) -> Iterator[tuple[str, Mapping[str, Sequence[float]]]]:
+        """The latencies of the baseline, of the workloads that must be no worse than there."""
+        from pytest_llmdeploy.baseline import (  # noqa: PLC0415 - if there is one
+            NotComparableError,
+            latencies,
+        )
+
+        for workload in self.spec.workloads:
+            if self.baseline is not None and workload.require.regression.limits:
+                with suppress(NotComparableError):  # its rows say so
+                    yield workload.name, latencies(self.baseline, workload)
 
     def target(self) -> Target:
         """The server as what is put under load.

@@ -13,6 +13,7 @@ import pytest
 from _pytest.outcomes import Failed
 
 if TYPE_CHECKING:
+    from pytest_llmdeploy.baseline import Earlier
     from pytest_llmdeploy.deployment import Deployment
     from pytest_llmdeploy.load import Traffic
     from pytest_llmdeploy.plan import Plan
@@ -60,6 +61,14 @@ def plan(_deployment: Deployment) -> Plan:
 
 
 @pytest.fixture(scope="session")
+def baseline(_deployment: Deployment) -> Earlier:
+    """The run of this spec to compare with, from --deploy-baseline."""
+    if _deployment.baseline is None:
+        pytest.skip("needs an earlier run to compare with: give --deploy-baseline")
+    return _deployment.baseline
+
+
+@pytest.fixture(scope="session")
 def host(_deployment: Deployment) -> Host:
     """This machine, before anything is launched."""
     return _deployment.host
@@ -101,4 +110,4 @@ def stopped(_deployment: Deployment, server: Server) -> Stopped:  # noqa: ARG001
         pytest.skip(str(refusal))
 
 
-PUBLIC = (spec, plan, host, server, traffic, stopped)
+PUBLIC = (spec, plan, baseline, host, server, traffic, stopped)

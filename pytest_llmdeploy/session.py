@@ -111,7 +111,10 @@ class Session:
             log = self.log_folder / f"{spec.name}.log"
             url = spec.attach.url if spec.attach else None
             introspect = self.options.introspect
-            self._deployments[path] = Deployment(spec, log, url, self.progress, introspect)
+            baseline = (self.options.baseline or {}).get(spec.name)
+            self._deployments[path] = Deployment(
+                spec, log, url, self.progress, introspect, baseline
+            )
         return self._deployments[path]
 
     def add_row(self, path: Path, row: Row) -> None:

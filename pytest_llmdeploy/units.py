@@ -151,6 +151,13 @@ def show(value: float, unit: str) -> str:
     return f"{_digits(value)} {unit}"
 
 
+def change(factor: float) -> str:
+    """What a value was multiplied by, as a person reads it: `+5 %`, `−3 %`."""
+    if math.isinf(factor):
+        return "unbounded"
+    return f"{'+' if factor >= 1 else '−'}{show(abs(factor - 1), 'fraction')}"
+
+
 def _digits(value: float) -> str:
     """Four significant digits, thousands separated, no trailing zeros."""
     if value == int(value) or abs(value) >= 1000:  # noqa: PLR2004 - four digits

@@ -19,6 +19,7 @@ from pytest_llmdeploy.checks import (
     latency,
     memory,
     ranks,
+    regression,
     remote_code,
     replicas,
     service,
@@ -47,6 +48,7 @@ _BUILT_IN = (
     latency,
     service,
     capacity,
+    regression,
     strategy,
     shutdown,
 )

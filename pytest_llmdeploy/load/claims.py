@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Self
@@ -11,9 +11,11 @@ from typing import Self
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Spec, Workload
 from pytest_llmdeploy.spec.workload import GoodputRequire
-from pytest_llmdeploy.verdict import Observation, Rule, beta_for
+from pytest_llmdeploy.verdict import Corridor, Decision, Observation, Rule, Tolerated, beta_for
 
 METRICS = ("ttft", "tpot", "itl", "e2el", "stall")
+# The latencies of a workload in an earlier run, by metric.
+Before = Mapping[str, Sequence[float]]
 # An indifference zone is written for p99, and scaled to the others.
 _WRITTEN_FOR = 0.01
 
@@ -40,18 +42,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Claim:
-    """What must hold for the fraction `rule.p` of requests: to be within the limit (ms). `observe`
-    takes from a request what is compared with it, None where it has none.
+    """What must hold for the fraction `rule.p` of requests: to be within the limit (ms), or no
+    further beyond what they were earlier than is tolerated. `observe` takes from a request what is
+    compared with it, None where it has none.
     """
 
     name: str
     observe: Callable[[Sample], Observation | None]
     rule: Rule
-    limit: float
+    limit: float | Tolerated
 
-    def settled(self, early: Sequence[Sample]) -> Rule:
-        """Its rule, when nothing may be decided on the `early` requests alone."""
-        return settled(self.rule, sum(self.observe(sample) is not None for sample in early))
+    def begin(self, early: Sequence[Sample]) -> Decision | Corridor:
+        """Its decision, when nothing may be decided on the `early` requests alone."""
+        rule = settled(self.rule, sum(self.observe(sample) is not None for sample in early))
+        if isinstance(self.limit, Tolerated):
+            return Corridor.on(self.limit, rule)
+        return Decision(rule, self.limit)
 
 
 def settled(rule: Rule, early: int) -> Rule:
@@ -59,8 +65,10 @@ def settled(rule: Rule, early: int) -> Rule:
     return replace(rule, least=max(rule.least, early + 1 if early else 0))
 
 
-def claims(workload: Workload, budget: Budget) -> Sequence[Claim]:
-    """The claims of all latency and goodput requirements of a workload."""
+def claims(workload: Workload, budget: Budget, earlier: Before) -> Sequence[Claim]:
+    """The claims of all latency and goodput requirements of a workload. `earlier` are its latencies
+    in an earlier run, by metric: where there are none, nothing is claimed of a regression.
+    """
     found = [
         Claim(
             f"{metric} {percentile}",
@@ -75,6 +83,12 @@ def claims(workload: Workload, budget: Budget) -> Sequence[Claim]:
         found.append(
             Claim("goodput", lambda s: badness(s, wanted), rule(workload, budget, wanted.share), 0)
         )
+    for metric, tolerances in workload.require.regression.limits.items():
+        for percentile, tolerance in tolerances.items() if metric in earlier else ():
+            plain = rule(workload, budget, percentile.fraction)
+            tolerated = Tolerated.of(earlier[metric], plain, tolerance)
+            name = f"{metric} {percentile} regression"
+            found.append(Claim(name, attrgetter(metric), tolerated.rule, tolerated))
     return found
 
 
@@ -99,4 +113,5 @@ def _claims(workload: Workload) -> int:
     latencies = sum(map(len, workload.require.latency.values()))
     once = latencies + (workload.require.goodput is not None)
     # At its capacity, the same is claimed again.
-    return once if workload.require.capacity is None else 2 * once
+    claimed = once if workload.require.capacity is None else 2 * once
+    return claimed + sum(map(len, workload.require.regression.limits.values()))

@@ -7,14 +7,14 @@ import contextlib
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_llmdeploy.evidence import Evidence
 from pytest_llmdeploy.load.arrivals import arrivals
 from pytest_llmdeploy.load.backlog import Service, service
 from pytest_llmdeploy.load.breakdown import Breakdown
-from pytest_llmdeploy.load.claims import Budget
+from pytest_llmdeploy.load.claims import Before, Budget
 from pytest_llmdeploy.load.counters import PREEMPTIONS, RUNNING, Counted, Counters, metrics_page
 from pytest_llmdeploy.load.crew import Crew, WorkerDiedError, size
 from pytest_llmdeploy.load.engines import Dealing
@@ -77,11 +77,15 @@ class Target:
     allowance: Allowance = field(default_factory=Allowance)
 
 
-def run_workloads(spec: Spec, target: Target) -> Traffic:
-    """The traffic of all workloads of `spec`, one after the other."""
+def run_workloads(
+    spec: Spec, target: Target, earlier: Mapping[str, Before] | None = None
+) -> Traffic:
+    """The traffic of all workloads of `spec`, one after the other. `earlier` are the latencies of
+    an earlier run by workload, of those that must be no worse.
+    """
     budget, replicas = Budget.of(spec), max(1, len(target.replicas))
     dealing = Dealing(spec.require.balance, spec.parallel.data, replicas, budget)
-    return asyncio.run(_run_workloads(spec.workloads, budget, target, dealing))
+    return asyncio.run(_run_workloads(spec.workloads, budget, target, dealing, earlier or {}))
 
 
 def run_trial(workload: Workload, budget: Budget, target: Target) -> WorkloadTraffic:
@@ -90,7 +94,11 @@ def run_trial(workload: Workload, budget: Budget, target: Target) -> WorkloadTra
 
 
 async def _run_workloads(
-    workloads: Sequence[Workload], budget: Budget, target: Target, dealing: Dealing
+    workloads: Sequence[Workload],
+    budget: Budget,
+    target: Target,
+    dealing: Dealing,
+    earlier: Mapping[str, Before],
 ) -> Traffic:
     served: dict[str, WorkloadTraffic] = {}
     trials = {w.name: at_rate(w, c) for w in workloads if (c := w.require.capacity) is not None}
@@ -102,7 +110,15 @@ async def _run_workloads(
             if over:
                 served[workload.name] = _unsent(workload, budget, over)
                 continue
-            traffic = await _run_workload(workload, budget, target, crew, floor, dealing=dealing)
+            traffic = await _run_workload(
+                workload,
+                budget,
+                target,
+                crew,
+                floor,
+                dealing=dealing,
+                earlier=earlier.get(workload.name),
+            )
             if (trial := trials.get(workload.name)) and not traffic.interrupted:
                 tried = await _run_workload(trial, budget, target, crew, floor, until_failure=True)
                 traffic = replace(traffic, at_capacity=tried)
@@ -126,6 +142,7 @@ async def _run_workload(
     *,
     until_failure: bool = False,
     dealing: Dealing | None = None,
+    earlier: Before | None = None,
 ) -> WorkloadTraffic:
     if target.allowance.requests <= _WARMUP_REQUESTS:
         return _unsent(workload, budget, f"not sent: {_MAX_REQUESTS} is reached")
@@ -140,7 +157,19 @@ async def _run_workload(
     before = await _read(target)
     if dealing:
         dealing.begin(before)
-    run = _Run(workload, budget, target, crew, floor, job, before, warm_up, until_failure, dealing)
+    run = _Run(
+        workload,
+        budget,
+        target,
+        crew,
+        floor,
+        job,
+        before,
+        warm_up,
+        until_failure,
+        dealing,
+        earlier,
+    )
     return await run.run()
 
 
@@ -225,6 +254,7 @@ class _Run:
     warm_up: _WarmUp
     until_failure: bool = False
     dealing: Dealing | None = None
+    earlier: Before | None = None
     ended: list[tuple[int, Sample]] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
@@ -251,6 +281,7 @@ class _Run:
             self._start,
             until_failure=self.until_failure,
             dealing=self.dealing,
+            earlier=self.earlier,
         )
 
     async def run(self) -> WorkloadTraffic:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from pytest_llmdeploy.load.claims import Budget, claims
+from pytest_llmdeploy.load.claims import Before, Budget, claims
 from pytest_llmdeploy.load.engines import Dealing
 from pytest_llmdeploy.load.samples import Sample
 from pytest_llmdeploy.spec import Workload
-from pytest_llmdeploy.verdict import Decision
+from pytest_llmdeploy.verdict import Corridor, Decision
 
 # A closed loop has shown what it can do when every place in it was used so many times.
 _ROUNDS = 2
@@ -24,7 +24,8 @@ class StoppingRule:
     ones first. What was due before `start` does not count; nothing is decided on what was due
     before `least` alone. Both are seconds on the monotonic clock. With `until_failure`, the first
     requirement that fails ends it: then the others need not be decided. `dealing` is what the
-    engines are dealt, when that is to be decided too.
+    engines are dealt, when that is to be decided too; `earlier` are the latencies in an earlier
+    run, where it must be no worse.
     """
 
     def __init__(
@@ -35,14 +36,15 @@ class StoppingRule:
         *,
         until_failure: bool = False,
         dealing: Dealing | None = None,
+        earlier: Before | None = None,
     ) -> None:
         self._until_failure = until_failure
         self._dealing = dealing
         self._workload = workload
         self._start = start
         self._least = start + workload.min_duration.seconds
-        self._claims = claims(workload, budget)
-        self._decisions: Sequence[Decision] = ()
+        self._claims = claims(workload, budget, earlier or {})
+        self._decisions: Sequence[Decision | Corridor] = ()
         self._early: list[Sample] = []
         self._waiting: dict[int, Sample] = {}
         self._next = 0
@@ -64,7 +66,7 @@ class StoppingRule:
             self._push(sample)
             return
         if sample.due >= self._least:
-            self._decisions = [Decision(c.settled(self._early), c.limit) for c in self._claims]
+            self._decisions = [claim.begin(self._early) for claim in self._claims]
             for early in self._early:
                 self._push(early)
             self._push(sample)
@@ -85,6 +87,8 @@ class StoppingRule:
     def answers(self) -> Iterator[tuple[str, bool | None]]:
         """Every requirement that the run waits for, and its answer so far."""
         for claim, decision in zip_longest(self._claims, self._decisions):
+            if decision and decision.is_over and decision.answer is None:
+                continue  # nobody waits for an answer that never comes
             yield claim.name, decision.answer if decision else None
         require, seen = self._workload.require, self._seen
         if require.keeps_up:

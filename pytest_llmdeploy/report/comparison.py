@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pytest_llmdeploy.baseline import Earlier, Moved, moved, not_comparable
-from pytest_llmdeploy.units import show
+from pytest_llmdeploy.baseline import Earlier, Moved, NotComparableError, both_sent, moved, used
+from pytest_llmdeploy.units import change, show
 
 Changes = Mapping[str, Any]
 
@@ -20,15 +20,13 @@ def changes(was: Earlier, now: Earlier, confidence: float) -> Changes:
     """
     latency: list[dict[str, Any]] = []
     not_compared: dict[str, str] = {}
-    before, after = was.traffic or {}, now.traffic or {}
-    for name in after:
-        if name not in before:
-            not_compared[name] = "the baseline has no such workload"
-        elif why := not_comparable(before[name], after[name]):
-            not_compared[name] = why
+    for name in now.traffic or {}:
+        try:
+            sent = both_sent(was, now, name)
+        except NotComparableError as why:
+            not_compared[name] = str(why)
         else:
-            found = moved(before[name], after[name], confidence)
-            latency += [{"workload": name, **_latency(one)} for one in found]
+            latency += [{"workload": name, **_latency(one)} for one in moved(*sent, confidence)]
     return {
         "verdict": {"was": was.verdict, "is": now.verdict},
         "rows": list(_rows(was, now)),
@@ -89,18 +87,12 @@ def _latency(one: Moved) -> dict[str, Any]:
 
 def _said(entry: dict[str, Any]) -> str:
     name = f"{entry['metric'].upper()} {entry['percentile']}, {entry['workload']}"
-    low, high = _change(_bound(entry["low"])), _change(_bound(entry["high"]))
+    low, high = change(_bound(entry["low"])), change(_bound(entry["high"]))
     return f"{name}: {_ms(entry['was'])} → {_ms(entry['is'])} ({low} to {high})"
 
 
 def _bound(factor: float | None) -> float:
     return math.inf if factor is None else factor
-
-
-def _change(factor: float) -> str:
-    if math.isinf(factor):
-        return "unbounded"
-    return f"{'+' if factor >= 1 else '−'}{show(abs(factor - 1), 'fraction')}"
 
 
 def _ms(value: float | None) -> str:
@@ -109,27 +101,11 @@ def _ms(value: float | None) -> str:
 
 def _memory(was: Earlier, now: Earlier) -> Iterator[dict[str, Any]]:
     """Of every device that was read in both runs, in bytes."""
-    before, after = _used(was), _used(now)
-    for key, used in after.items():
+    before, after = used(was), used(now)
+    for key, size in after.items():
         if key in before:
             device, when = key
-            yield {"device": device, "when": when, "was": before[key], "is": used}
-
-
-def _used(run: Earlier) -> dict[tuple[str, str], float]:
-    """What is used by device and when; of the time under load the most."""
-    found: dict[tuple[str, str], float] = {}
-    if run.devices is None:
-        return found
-    for device in run.devices.at_rest or ():
-        if device.used_bytes is not None:
-            found[device.name, "at rest"] = device.used_bytes
-    series = run.devices.under_load.series if run.devices.under_load else {}
-    for name, columns in series.items():
-        seen = [value for value in columns.get("used_bytes", ()) if value is not None]
-        if seen:
-            found[name, "under load"] = max(seen)
-    return found
+            yield {"device": device, "when": when, "was": before[key], "is": size}
 
 
 def _tokens(run: Earlier) -> int | None:

@@ -399,6 +399,13 @@ class StrategyRequire(Record):
     """No other strategy on this hardware is predicted to do more by more than this."""
 
 
+class RegressionRequire(Record):
+    """How much worse it may be than in an earlier run."""
+
+    memory: Fraction | None = None
+    """No device uses more by more than this."""
+
+
 class Require(Record):
     """What the deployment must be; every key becomes a row. A mapping under another key holds
     the requirements of somebody's own checks.
@@ -428,6 +435,8 @@ class Require(Record):
     """The vLLM that is installed here accepts the configuration."""
     strategy: StrategyRequire | None = None
     """How good the parallel strategy is."""
+    regression: RegressionRequire = RegressionRequire()
+    """How much worse it may be than in the run of `--deploy-baseline`."""
 
     @model_validator(mode="after")
     def _has_version_ranges(self) -> Self:

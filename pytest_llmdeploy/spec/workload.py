@@ -89,6 +89,26 @@ class GoodputRequire(Record):
         return ", ".join(f"{metric.upper()} ≤ {limit}" for metric, limit in self.limits.items())
 
 
+Tolerances = Mapping[Percentile, Fraction]
+
+
+class WorkloadRegressionRequire(Record):
+    """By how much latencies may be longer than in an earlier run, by percentile."""
+
+    ttft: Tolerances = Field(default_factory=dict)
+    """Of the time to the first token."""
+    tpot: Tolerances = Field(default_factory=dict)
+    """Of the time per token after the first."""
+    e2el: Tolerances = Field(default_factory=dict)
+    """Of the time to the last token."""
+
+    @property
+    def limits(self) -> Mapping[str, Tolerances]:
+        """By metric, for the metrics that have any."""
+        metrics = ("ttft", "tpot", "e2el")
+        return {metric: limits for metric in metrics if (limits := getattr(self, metric))}
+
+
 class WorkloadRequire(Record):
     """What the deployment must achieve under one workload; each key becomes a row or more."""
 
@@ -114,6 +134,8 @@ class WorkloadRequire(Record):
     """No more sequences are preempted."""
     capacity: Rate | None = None
     """The rate at which every other limit still holds; needs a `rate`."""
+    regression: WorkloadRegressionRequire = WorkloadRegressionRequire()
+    """How much slower it may be than in the run of `--deploy-baseline`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from pytest_llmdeploy.verdict.decision import Decision
 from pytest_llmdeploy.verdict.observation import Observation
 from pytest_llmdeploy.verdict.quantile import Quantile
 from pytest_llmdeploy.verdict.readings import Readings
+from pytest_llmdeploy.verdict.regression import Corridor, Tolerated, regression
 from pytest_llmdeploy.verdict.rule import Rule, beta_for
 from pytest_llmdeploy.verdict.sequential import SequentialTest
 from pytest_llmdeploy.verdict.share import Share
@@ -12,6 +13,7 @@ from pytest_llmdeploy.verdict.share import Share
 __all__ = [
     "BalanceDecision",
     "BalanceRule",
+    "Corridor",
     "Decision",
     "Observation",
     "Quantile",
@@ -21,5 +23,7 @@ __all__ = [
     "Share",
     "Shares",
     "Spread",
+    "Tolerated",
     "beta_for",
+    "regression",
 ]

@@ -63,6 +63,11 @@ class Decision:
         return self.answer
 
     @property
+    def is_over(self) -> bool:
+        """Whether more requests change nothing."""
+        return self.answer is not None
+
+    @property
     def design_effect(self) -> float:
         """What the requests are divided by: as estimated from them, or as the bursts declare."""
         return self.rule.effect(self.n, self.estimated_effect)

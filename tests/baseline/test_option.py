@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -12,6 +13,11 @@ from jsonschema import Draft202012Validator
 from tests.gate_runs import report, run
 from tests.specs import REPOSITORY, STEADY, write_spec
 from tests.standin import Standin
+
+
+def row_of(entry: dict[str, Any], check: str) -> dict[str, Any]:
+    return next(row for row in entry["rows"] if row["check"] == check)
+
 
 PLAN = ("--deploy-spec", "s.yaml", "--deploy-plan-only")
 SCHEMA = REPOSITORY / "pytest_llmdeploy" / "report" / "report.schema.json"
@@ -91,22 +97,48 @@ def test_a_pipe_is_no_baseline(pytester: pytest.Pytester) -> None:
     result.stderr.fnmatch_lines(["ERROR: --deploy-baseline old.json: it cannot be read: *"])
 
 
-def test_a_slower_server_is_said_to_be(pytester: pytest.Pytester) -> None:
-    """Traffic of two runs, of which the second has a first token that comes later."""
+def test_a_slower_server_is_said_to_be_and_fails(pytester: pytest.Pytester) -> None:
+    """Traffic of three runs, of which the last has a first token that comes later, though within
+    its limit. The first has nothing to compare with.
+    """
+    require = {**STEADY["require"], "regression": {"ttft": {"p50": "100%"}}}
     # A busy machine makes requests alike, and those count for less.
-    write_spec(pytester.path / "s.yaml", workloads=[{**STEADY, "min_duration": "3s"}])
+    steady = {**STEADY, "min_duration": "3s", "require": require}
+    write_spec(pytester.path / "s.yaml", workloads=[steady])
     knobs = {"model": "tiny-llama", "max_model_len": 512, "tensor_parallel": 2}
     with Standin(**knobs, ttft_ms=10) as standin:
         args = ("--deploy-spec", "s.yaml", "--deploy-url", standin.url)
-        run(pytester, *args, "--deploy-report", "old.json")
-        standin.configure(ttft_ms=40)
-        _, entry = report(pytester, *args, "--deploy-baseline", "old.json")
-    changes = entry["changes"]
-    assert changes["not_compared"] == {}, changes
+        _, first = report(pytester, *args)
+        (pytester.path / "out.json").rename(pytester.path / "old.json")
+        _, same = report(pytester, *args, "--deploy-baseline", "old.json")
+        standin.configure(ttft_ms=60)
+        _, slower = report(pytester, *args, "--deploy-baseline", "old.json")
+    rows = [row_of(entry, "ttft_regression") for entry in (first, same, slower)]
+    assert [row["status"] for row in rows] == ["SKIPPED", "PASS", "FAIL"], rows
+    assert rows[0]["result"] == "needs an earlier run to compare with: give --deploy-baseline"
+    assert row_of(slower, "ttft")["status"] == "PASS"
+    assert slower["changes"]["not_compared"] == {}
     medians = [
         one["low"]
-        for one in changes["latency"]
+        for one in slower["changes"]["latency"]
         if one["metric"] in {"ttft", "e2el"} and one["percentile"] == "p50"
     ]
     assert medians
     assert min(medians) > 1
+
+
+def test_a_baseline_of_another_workload_is_no_baseline(pytester: pytest.Pytester) -> None:
+    require = {"regression": {"e2el": {"p50": "10%"}}}
+    steady = {**STEADY, "require": require, "max_duration": "3s"}
+    write_spec(pytester.path / "s.yaml", workloads=[steady])
+    sent = {"sent": {"rate": "1/s"}, "requests": {"outcome": []}}
+    earlier = {"name": "s", "verdict": "READY", "traffic": {"steady": sent}}
+    document = {"schema_version": 1, "specs": [earlier]}
+    (pytester.path / "old.json").write_text(json.dumps(document))
+    knobs = {"model": "tiny-llama", "max_model_len": 512, "tensor_parallel": 2}
+    with Standin(**knobs) as standin:
+        args = ("--deploy-spec", "s.yaml", "--deploy-url", standin.url)
+        _, entry = report(pytester, *args, "--deploy-baseline", "old.json")
+    row = row_of(entry, "e2el_regression")
+    assert row["status"] == "ERROR"
+    assert row["result"].startswith("the baseline was another workload: ")

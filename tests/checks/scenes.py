@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pytest_llmdeploy.baseline import Earlier
 from pytest_llmdeploy.checks import Expect, NotPassed, Registry, requirements
 from pytest_llmdeploy.evidence import Evidence, Judgement
 from pytest_llmdeploy.load import Outcome, Sample, Traffic, WorkloadTraffic
@@ -170,7 +171,9 @@ def failed() -> Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What is declared, and what is found. `spec` and `server` are changes to what is good."""
+    """What is declared, and what is found. `spec` and `server` are changes to what is good,
+    `earlier` is the scene to compare with: what is good, if none is given.
+    """
 
     spec: Mapping[str, Any] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
@@ -193,6 +196,7 @@ class Scene:
     preempted: float = 0
     engines: Engines = field(default_factory=Engines)
     left: Sequence[str] = ()
+    earlier: Scene | None = None
 
     def declared(self) -> Spec:
         """The 70B deployment that requires everything, with the changes."""
@@ -207,6 +211,7 @@ class Scene:
         fixtures = {
             "spec": spec,
             "plan": plan(spec),
+            "baseline": (self.earlier or Scene()).reported(),
             "host": Host(self.present, self.nvlink, self.driver),
             "server": self._server(spec),
             "traffic": self._traffic(spec),
@@ -220,6 +225,14 @@ class Scene:
             function(**{name: fixtures[name] for name in inspect.signature(function).parameters})
         assert expect.judgement is not None
         return expect.judgement
+
+    def reported(self) -> Earlier:
+        """What a report of this scene says, as far as a later run is compared with it."""
+        spec = self.declared()
+        traffic = self._traffic(spec)
+        devices = {"at_rest": self.devices.to_json(), "under_load": traffic.devices.to_json()}
+        entry = {"name": spec.name, "verdict": "READY", "devices": devices}
+        return Earlier.of({**entry, "traffic": traffic.to_json()})
 
     def _server(self, spec: Spec) -> Server:
         good: dict[str, Any] = {

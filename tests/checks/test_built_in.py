@@ -21,6 +21,7 @@ from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
 from tests.checks.sharing import COPIES, EVEN, QWEN, SIX, STARVED, engines
 from tests.checks.test_devices import DEVICES
 from tests.checks.test_dry_run import ASKED
+from tests.checks.test_regression import REGRESSIONS
 from tests.checks.test_remote_code import DISCLOSED
 from tests.test_elsewhere import ELSEWHERE
 
@@ -176,7 +177,7 @@ def test_fails(name: str) -> None:
 
 def test_every_check_is_tried() -> None:
     """No built-in check is without a scene in which it passes and one in which it fails."""
-    tried = {*CASES, *DEVICES, *ELSEWHERE, *ASKED, *DISCLOSED}
+    tried = {*CASES, *DEVICES, *ELSEWHERE, *ASKED, *DISCLOSED, *REGRESSIONS}
     assert {check.name for check in Registry()} == tried
 
 
