@@ -22,7 +22,7 @@ from pytest_llmdeploy.spec import Spec
 
 if TYPE_CHECKING:
     from pytest_llmdeploy.baseline import Earlier
-    from pytest_llmdeploy.load.runner import Target
+    from pytest_llmdeploy.load.target import Target
     from pytest_llmdeploy.probes.watch import XidWatch
     from pytest_llmdeploy.serving.process import ServerProcess
 
@@ -132,7 +132,7 @@ class Deployment:
             RefusedError, ServerFailedError: as `server`, and when it is on another machine and the
                 spec does not say that it may be put under load.
         """
-        from pytest_llmdeploy.load.runner import Allowance, Target  # noqa: PLC0415 - if live
+        from pytest_llmdeploy.load.target import Allowance, Target  # noqa: PLC0415 - if live
         from pytest_llmdeploy.serving.hang import stopped_processes  # noqa: PLC0415 - if live
 
         server, shape, attach = self.server, self.plan.shape, self.spec.attach

@@ -14,7 +14,7 @@ import pytest
 import pytest_llmdeploy
 from pytest_llmdeploy import secrets
 from pytest_llmdeploy.load import runner
-from pytest_llmdeploy.load.runner import Target
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.secrets import MASK, redact, redacted
 from pytest_llmdeploy.serving import Command, readiness, start

@@ -21,7 +21,8 @@ from pytest_llmdeploy.cli.page import WIDTH
 from pytest_llmdeploy.deployment import Deployment
 from pytest_llmdeploy.load.capacity import Capacity, find_capacity, sweep
 from pytest_llmdeploy.load.claims import Budget
-from pytest_llmdeploy.load.runner import Target, run_trial
+from pytest_llmdeploy.load.runner import run_trial
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.load.trial import Trial, at_rate, holds
 from pytest_llmdeploy.secrets import redact, redacted
 from pytest_llmdeploy.serving import ServerFailedError

@@ -89,6 +89,18 @@ class Crew:
         for worker in self._busy:
             await _tell(worker, Abandon())
 
+    async def give_up_after(self, seconds: float, listener: asyncio.Task[None]) -> str:
+        """Lets what is in flight end for so long, while `listener` hears of it. What went wrong
+        with the client.
+        """
+        await asyncio.wait({listener}, timeout=seconds)
+        await self.abandon()
+        try:
+            await listener
+        except WorkerDiedError as error:
+            return str(error)
+        return ""
+
     async def close(self) -> None:
         for reader in self._readers:
             reader.cancel()

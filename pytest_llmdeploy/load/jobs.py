@@ -71,6 +71,12 @@ class Report:
     is_full: bool = False
     is_done: bool
 
+    @property
+    def last_token(self) -> float:
+        """When the last token came that it knows of; 0 when it knows of none."""
+        stamps = (sample.stamps[-1][0] for _, sample in self.ended if sample.stamps)
+        return max(self.heard, *stamps, 0.0)
+
 
 def packed(message: Any) -> bytes:
     """A message as it goes through a pipe between two processes of ours: its length, and itself."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_llmdeploy.evidence import Evidence
@@ -16,18 +15,19 @@ from pytest_llmdeploy.load.backlog import Service, service
 from pytest_llmdeploy.load.breakdown import Breakdown
 from pytest_llmdeploy.load.claims import Before, Budget
 from pytest_llmdeploy.load.counters import PREEMPTIONS, RUNNING, Counted, Counters, metrics_page
-from pytest_llmdeploy.load.crew import Crew, WorkerDiedError, size
+from pytest_llmdeploy.load.crew import Crew, size
 from pytest_llmdeploy.load.engines import Dealing
 from pytest_llmdeploy.load.floor import Floor, measure_floor
-from pytest_llmdeploy.load.jobs import Job, Report
+from pytest_llmdeploy.load.jobs import Job
 from pytest_llmdeploy.load.preparation import PreparationError, prepared
-from pytest_llmdeploy.load.samples import Outcome, Sample
+from pytest_llmdeploy.load.samples import UNANSWERED, Outcome, Sample
 from pytest_llmdeploy.load.stopping import StoppingRule
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.load.tokenizer import ServerTokenizer, TokenizerError
 from pytest_llmdeploy.load.traffic import Traffic, WorkloadTraffic
 from pytest_llmdeploy.load.trial import at_rate
 from pytest_llmdeploy.load.validity import Conditions, faults, lateness
-from pytest_llmdeploy.probes.endpoint import Endpoint
+from pytest_llmdeploy.load.warm_up import WarmUp, warm_up
 from pytest_llmdeploy.spec import Spec, Workload
 
 _WARMUP_REQUESTS = 8
@@ -43,38 +43,8 @@ _FIRST_LOOK_SECONDS = 8.0
 _NEXT_LOOK = 1.5
 # So many failures in a row, without one success, and nobody is there any more.
 _HOPELESS = 50
-_DEFAULT_VOCAB = 1000
-# How requests end that nobody answers.
-_UNANSWERED = {Outcome.STALLED, Outcome.CONNECT_TIMEOUT, Outcome.UNFINISHED}
-# Prompts of the warm-up are numbered from here: no measured one may be like them.
-_WARMUP_NUMBER = 2**40
 # The keys of the spec that end traffic early.
 _MAX_REQUESTS, _MAX_CONCURRENCY = "attach.max_requests", "attach.max_concurrency"
-
-
-@dataclass
-class Allowance:
-    """How many requests may still be sent to a server, and how many of them be in flight."""
-
-    requests: int = sys.maxsize
-    at_once: int = sys.maxsize
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """The server under load. `replicas` are all that serve behind `endpoint` (none: it alone);
-    `death` says why it can serve no more, and is empty while it can; None where that can't be
-    known. `stopped` says which of its processes are, `allowance` is used up by what is sent.
-    """
-
-    endpoint: Endpoint
-    model: str
-    replicas: Sequence[Endpoint] = ()
-    vocab: int = _DEFAULT_VOCAB
-    death: Callable[[], str] | None = None
-    stopped: Callable[[], str] = str
-    progress: Callable[[str], None] = lambda _text: None
-    allowance: Allowance = field(default_factory=Allowance)
 
 
 def run_workloads(
@@ -152,7 +122,7 @@ async def _run_workload(
     except (PreparationError, TokenizerError) as error:
         return _unsent(workload, budget, _death(target) or str(error))
     job = _job(workload, target)
-    warm_up = await _warm_up(crew, job)
+    warmed = await warm_up(crew, job, _WARMUP_REQUESTS, _DRAIN_SECONDS)
     target.allowance.requests -= _WARMUP_REQUESTS
     before = await _read(target)
     if dealing:
@@ -165,57 +135,12 @@ async def _run_workload(
         floor,
         job,
         before,
-        warm_up,
+        warmed,
         until_failure,
         dealing,
         earlier,
     )
     return await run.run()
-
-
-@dataclass(frozen=True, slots=True)
-class _WarmUp:
-    """`problem` is what went wrong with the client, `heard` when the last token came (or the
-    requests were sent), `is_stalled` that none of them was answered.
-    """
-
-    problem: str
-    heard: float
-    is_stalled: bool
-
-
-async def _warm_up(crew: Crew, job: Job) -> _WarmUp:
-    """A few requests of the same kind, not measured: the first ones compile and allocate."""
-    due = heard = time.perf_counter()
-    outcomes: set[Outcome] = set()
-    numbers = range(_WARMUP_NUMBER, _WARMUP_NUMBER + _WARMUP_REQUESTS)
-    await crew.begin([replace(job, schedule=[(number, due) for number in numbers])])
-
-    async def listen() -> None:
-        nonlocal heard
-        async for report in crew.reports():
-            heard = max(heard, _last_token(report))
-            outcomes.update(sample.outcome for _, sample in report.ended)
-
-    problem = await _give_up_after(_DRAIN_SECONDS, crew, asyncio.create_task(listen()))
-    return _WarmUp(problem, heard, outcomes <= _UNANSWERED)
-
-
-async def _give_up_after(seconds: float, crew: Crew, listener: asyncio.Task[None]) -> str:
-    """Lets what is in flight end for so long. What went wrong with the client."""
-    await asyncio.wait({listener}, timeout=seconds)
-    await crew.abandon()
-    try:
-        await listener
-    except WorkerDiedError as error:
-        return str(error)
-    return ""
-
-
-def _last_token(report: Report) -> float:
-    """When the last token came that a report knows of; 0 when it knows of none."""
-    stamps = (sample.stamps[-1][0] for _, sample in report.ended if sample.stamps)
-    return max(report.heard, *stamps, 0.0)
 
 
 async def _read(target: Target, seconds: float | None = None) -> Counters | None:
@@ -251,7 +176,7 @@ class _Run:
     floor: Floor | None
     job: Job
     before: Counters | None
-    warm_up: _WarmUp
+    warmed: WarmUp
     until_failure: bool = False
     dealing: Dealing | None = None
     earlier: Before | None = None
@@ -270,8 +195,8 @@ class _Run:
     def __post_init__(self) -> None:
         """Fixes when everything is due."""
         self.stop = asyncio.Event()
-        self.latest, self.problem = self.before, self.warm_up.problem
-        self.heard, self.is_stalled = self.warm_up.heard, self.warm_up.is_stalled
+        self.latest, self.problem = self.before, self.warmed.problem
+        self.heard, self.is_stalled = self.warmed.heard, self.warmed.is_stalled
         self.origin, self.began_at = time.perf_counter() + _LEAD_SECONDS, time.time()
         self.most = self.target.allowance.requests
         self.schedule = [self.origin + offset for offset in arrivals(self.workload)][: self.most]
@@ -333,7 +258,7 @@ class _Run:
 
     async def _listen(self) -> None:
         async for report in self.crew.reports():
-            self.heard = max(self.heard, _last_token(report))
+            self.heard = max(self.heard, report.last_token)
             self.lags += report.lags
             self.busy.append(report.busy)
             for number, sample in report.ended:
@@ -346,7 +271,7 @@ class _Run:
     def _ended(self, number: int, sample: Sample) -> None:
         if sample.outcome is not Outcome.UNFINISHED:
             self.failures_in_a_row = 0 if sample.is_ok else self.failures_in_a_row + 1
-            self.is_stalled = sample.outcome in _UNANSWERED
+            self.is_stalled = sample.outcome in UNANSWERED
             self.has_stalled |= sample.outcome is Outcome.STALLED
         if self.failures_in_a_row >= _HOPELESS and not self.stop.is_set():
             self._interrupt(f"{_HOPELESS} requests in a row failed: {sample.detail}")
@@ -410,7 +335,7 @@ class _Run:
         while not (self.interrupted or listener.done()) and time.perf_counter() < deadline:
             await asyncio.wait({listener}, timeout=_WATCH_SECONDS)
             await self._interrupt_if_over()
-        return await _give_up_after(0.0, self.crew, listener)
+        return await self.crew.give_up_after(0.0, listener)
 
     async def _hear_last_words(self) -> None:
         """What the server died of, if it did: it answers with errors for a while before it ends."""

@@ -36,6 +36,10 @@ class Outcome(StrEnum):
     UNFINISHED = "unfinished"
 
 
+# How requests end that nobody answers.
+UNANSWERED = {Outcome.STALLED, Outcome.CONNECT_TIMEOUT, Outcome.UNFINISHED}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """When a request was due, sent and answered; `stamps` are (time, tokens) of token events."""

@@ -9,7 +9,8 @@ import pytest
 
 from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.load import Traffic, runner
-from pytest_llmdeploy.load.runner import Allowance, Target, run_workloads
+from pytest_llmdeploy.load.runner import run_workloads
+from pytest_llmdeploy.load.target import Allowance, Target
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.spec import Spec, Workload
 from tests.load.workloads import MODEL, VOCAB, workload

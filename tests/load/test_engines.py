@@ -12,7 +12,8 @@ from pytest_llmdeploy.load import Outcome, Sample, Traffic, runner
 from pytest_llmdeploy.load.claims import Budget
 from pytest_llmdeploy.load.counters import Counters
 from pytest_llmdeploy.load.engines import REQUESTS, TOKENS, Dealing
-from pytest_llmdeploy.load.runner import Target, run_workloads
+from pytest_llmdeploy.load.runner import run_workloads
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.spec import Spec
 from pytest_llmdeploy.spec.model import BalanceRequire

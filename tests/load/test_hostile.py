@@ -19,7 +19,8 @@ import pytest
 
 from pytest_llmdeploy.evidence import Judgement, Status
 from pytest_llmdeploy.load import Outcome, Traffic, WorkloadTraffic, runner
-from pytest_llmdeploy.load.runner import Target, run_workloads
+from pytest_llmdeploy.load.runner import run_workloads
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.probes import endpoint
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.serving.process import free_port

@@ -11,7 +11,8 @@ import pytest
 
 from pytest_llmdeploy.load import Outcome, WorkloadTraffic, runner
 from pytest_llmdeploy.load.arrivals import arrivals
-from pytest_llmdeploy.load.runner import Target, run_workloads
+from pytest_llmdeploy.load.runner import run_workloads
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.spec import Spec, Workload
 from tests.load.workloads import MODEL, VOCAB, workload

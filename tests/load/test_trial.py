@@ -12,7 +12,8 @@ from pytest_llmdeploy.evidence import Evidence, Status
 from pytest_llmdeploy.load import Sample, WorkloadTraffic, runner, trial
 from pytest_llmdeploy.load.backlog import Service
 from pytest_llmdeploy.load.claims import Budget
-from pytest_llmdeploy.load.runner import Target, run_trial, run_workloads
+from pytest_llmdeploy.load.runner import run_trial, run_workloads
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.load.trial import at_capacity, at_rate, holds, judgements
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.spec import Spec, Workload

@@ -17,7 +17,8 @@ from statistics import fmean
 import pytest
 
 from pytest_llmdeploy.load import WorkloadTraffic
-from pytest_llmdeploy.load.runner import Target, run_workloads
+from pytest_llmdeploy.load.runner import run_workloads
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.serving import Server
 from pytest_llmdeploy.spec import load_spec
 from tests.live.conftest import TINY

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from pytest_llmdeploy.evidence import Status
-from pytest_llmdeploy.load.runner import Target, run_workloads
+from pytest_llmdeploy.load.runner import run_workloads
+from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.plan import plan
 from pytest_llmdeploy.plan.agreement import agreement
 from pytest_llmdeploy.probes import Devices
