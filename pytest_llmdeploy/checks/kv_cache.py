@@ -8,7 +8,7 @@ from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.plan import Plan, requirements
 from pytest_llmdeploy.serving import Server
 from pytest_llmdeploy.spec import Spec
-from pytest_llmdeploy.spec.model import KvCacheRequire
+from pytest_llmdeploy.spec.require import KvCacheRequire
 
 _MORE = "raise serve.gpu_memory_utilization, use more devices, or lower tokens_per_sequence"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_llmdeploy.spec.model import BalanceRequire
+from pytest_llmdeploy.spec.require import BalanceRequire
 from pytest_llmdeploy.verdict import BalanceDecision, BalanceRule, Shares
 
 if TYPE_CHECKING:

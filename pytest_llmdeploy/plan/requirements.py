@@ -15,7 +15,7 @@ from pytest_llmdeploy.plan.memory import kv_cache_bytes
 from pytest_llmdeploy.plan.model import Plan
 from pytest_llmdeploy.plan.search import declared
 from pytest_llmdeploy.spec import Spec, Workload
-from pytest_llmdeploy.spec.model import BalanceRequire
+from pytest_llmdeploy.spec.require import BalanceRequire
 from pytest_llmdeploy.units import Bytes, Duration, Fraction, Rate, show
 from pytest_llmdeploy.verdict import BalanceRule, Readings, Rule, Spread
 

@@ -15,7 +15,7 @@ from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.load.backlog import Service
 from pytest_llmdeploy.load.floor import Floor
 from pytest_llmdeploy.load.validity import Lateness
-from pytest_llmdeploy.spec.model import Require
+from pytest_llmdeploy.spec.require import Require
 from pytest_llmdeploy.spec.workload import WorkloadRequire
 from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
 from tests.checks.sharing import COPIES, EVEN, QWEN, SIX, STARVED, engines

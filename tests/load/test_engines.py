@@ -16,7 +16,7 @@ from pytest_llmdeploy.load.runner import run_workloads
 from pytest_llmdeploy.load.target import Target
 from pytest_llmdeploy.probes.endpoint import Endpoint
 from pytest_llmdeploy.spec import Spec
-from pytest_llmdeploy.spec.model import BalanceRequire
+from pytest_llmdeploy.spec.require import BalanceRequire
 from pytest_llmdeploy.units import Fraction
 from tests.load.workloads import MODEL, VOCAB
 from tests.standin import Standin
