@@ -65,12 +65,14 @@ def what_it_takes(decision: Decision, remedy: str, what: str = "over the limit")
     """
     n, estimated = decision.n, decision.estimated_effect
     more = decision.rule.requests_to_pass(decision.over, estimated) - n
-    effect = decision.design_effect
-    worth = "" if effect < _TELLING else f", worth {n / effect:,.0f} independent ones,"
-    return (
-        f"{n:,} requests{worth} with {_count(decision.over)} {what} decide nothing; it takes "
-        f"{more:,} more without another one to pass: {remedy}"
-    )
+    counted = f"{told(n, decision.design_effect)} with {_count(decision.over)} {what}"
+    return f"{counted} decide nothing; it takes {more:,} more without another one to pass: {remedy}"
+
+
+def told(requests: int, effect: float) -> str:
+    """So many requests, and as how many independent ones they count."""
+    worth = "" if effect < _TELLING else f", worth {requests / effect:,.0f} independent ones,"
+    return f"{requests:,} requests{worth}"
 
 
 def _count(violations: float) -> str:

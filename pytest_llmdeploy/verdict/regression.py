@@ -10,11 +10,14 @@ from typing import Self
 from pytest_llmdeploy.evidence import Judgement, Status, judged
 from pytest_llmdeploy.units import change, show
 from pytest_llmdeploy.verdict.decision import Decision
-from pytest_llmdeploy.verdict.findings import what_it_takes
+from pytest_llmdeploy.verdict.dependence import design_effect
+from pytest_llmdeploy.verdict.findings import told, what_it_takes
 from pytest_llmdeploy.verdict.observation import Observation
 from pytest_llmdeploy.verdict.quantile import Quantile
 from pytest_llmdeploy.verdict.rule import Rule
 from pytest_llmdeploy.verdict.shift import bounds, point
+
+_LONGER = "make it with a longer min_duration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,7 @@ class Tolerated:
     def of(cls, earlier: Sequence[float], rule: Rule, tolerance: float) -> Self:
         """From the latencies of the earlier run (ms), in order of arrival."""
         half = replace(rule, alpha=rule.alpha / 2, beta=rule.beta / 2)
-        # A zone of indifference does not say how well the earlier quantile is known.
-        return cls(half, bounds(earlier, replace(half, indifference=None)), tolerance)
+        return cls(half, bounds(earlier, _of_earlier(half)), tolerance)
 
     @property
     def within(self) -> float:
@@ -78,6 +80,13 @@ class Corridor:
         return self.answer is not None or answers == (False, True)
 
 
+def _of_earlier(rule: Rule) -> Rule:
+    """The rule for the earlier run: a zone of indifference does not say how well it is known, and
+    the time before which nothing is decided is that of the later one.
+    """
+    return Rule(rule.p, rule.alpha, rule.beta, rule.burst)
+
+
 def regression(now: Quantile, earlier: Sequence[float], tolerance: float) -> Judgement:
     """Whether a quantile is longer by no more than `tolerance` (a fraction) than it was in the
     `earlier` run (ms, in order of arrival): PASS or FAIL once both runs tell it, else INCONCLUSIVE.
@@ -110,7 +119,7 @@ def regression(now: Quantile, earlier: Sequence[float], tolerance: float) -> Jud
             **decisive.evidence,
             "baseline": {"n": len(earlier), "point": was, "bounds": tolerated.was},
         },
-        hint=decisive.hint if good is not None else _what_it_takes(now, tolerated, len(earlier)),
+        hint=decisive.hint if good is not None else _what_it_takes(now, tolerated, earlier),
     )
 
 
@@ -126,18 +135,15 @@ def _ratio(now: float, was: float) -> float | None:
     return now / was if was and math.isfinite(was) and math.isfinite(now) else None
 
 
-def _what_it_takes(now: Quantile, tolerated: Tolerated, earlier: int) -> str:
+def _what_it_takes(now: Quantile, tolerated: Tolerated, earlier: Sequence[float]) -> str:
     """Why the two runs do not tell, and what would."""
     low, high = tolerated.was
-    if earlier < (enough := tolerated.rule.requests_to_pass()):
-        return (
-            f"the baseline has {earlier:,} requests, too few to know what it was; it takes "
-            f"{enough:,}: make it with a longer min_duration"
-        )
+    if not low:
+        rule = _of_earlier(tolerated.rule)
+        effect = rule.effect(len(earlier), design_effect(earlier, rule.levels))
+        return f"the baseline's {told(len(earlier), effect)} do not tell what it was: {_LONGER}"
     decision = now.decide(tolerated.within)
     if decision.answer is False:
-        return (
-            f"the baseline tells no more than that it was {show(low, 'ms')} to {show(high, 'ms')}: "
-            "make it with a longer min_duration"
-        )
+        between = f"{show(low, 'ms')} to {show(high, 'ms')}"
+        return f"the baseline tells no more than that it was {between}: {_LONGER}"
     return what_it_takes(decision, now.remedy)

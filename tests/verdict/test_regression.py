@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -67,10 +68,16 @@ def test_a_short_run_decides_nothing_and_says_how_many_would() -> None:
 def test_a_short_baseline_is_what_is_to_be_mended() -> None:
     found = regression(Quantile(latencies(4000), RULE), latencies(99), 0.1)
     assert found.status is Status.INCONCLUSIVE
-    assert found.hint.startswith("the baseline has 99 requests, too few")
+    assert found.hint.startswith("the baseline's 99 requests do not tell what it was")
     none = regression(Quantile(latencies(4000), RULE), [], 0.1)
     assert none.status is Status.INCONCLUSIVE
     assert none.measured is None
+
+
+def test_what_this_run_waits_for_is_not_asked_of_the_baseline() -> None:
+    """A min_duration of this run may be more requests than the baseline has."""
+    patient = Quantile(latencies(600, seed=2), replace(RULE, least=600))
+    assert regression(patient, latencies(400), 0.1).status is Status.PASS
 
 
 def test_a_coarse_baseline_is_what_is_to_be_mended() -> None:

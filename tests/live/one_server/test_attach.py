@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -102,3 +103,31 @@ def test_a_latency_that_cannot_be_met_fails_soon(
         assert failed[0]["bound"] > failed[0]["limit"]
     assert failed[0]["hint"]
     assert run.entry["traffic"]["short"]["seconds"] < 45
+
+
+def test_a_run_is_held_against_an_earlier_one(
+    tiny_server: Server, gate: Callable[..., Run], tiny_spec: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What is as it was passes; what was three times as fast in the baseline fails."""
+    regression = {metric: {"p50": "100%"} for metric in ("ttft", "e2el")}
+    # Requests that hardly overlap tell the most.
+    workload = {**SHORT, "arrival": "constant", "require": {"regression": regression}}
+    required = {"regression": {"memory": "20%"}}
+    spec = tiny_spec(workloads=[{**workload, "min_duration": "12s"}], require=required)
+    arguments = ("--deploy-spec", spec, "--deploy-url", tiny_server.url)
+    first = gate(*arguments).finish()
+    alone = [row["result"] for row in first.entry["rows"] if "regression" in row["check"]]
+    assert alone == ["needs an earlier run to compare with: give --deploy-baseline"] * 4
+
+    earlier = json.loads(first.report_path.read_text())
+    requests = earlier["specs"][0]["traffic"]["short"]["requests"]
+    requests["e2el"] = [value and value / 3 for value in requests["e2el"]]
+    (tmp_path / "old.json").write_text(json.dumps(earlier))
+    second = gate(*arguments, "--deploy-baseline", tmp_path / "old.json").finish()
+    found = {name: status for name, status in second.statuses().items() if "regression" in name}
+    assert found == {
+        "ttft_regression[short-p50]": "PASS",
+        "e2el_regression[short-p50]": "FAIL",
+        "memory_regression": "PASS",
+        "memory_regression_under_load": "PASS",
+    }, second.output
