@@ -75,7 +75,7 @@ test-pythons: tools  ## the tests that need no vLLM, on those of Python 3.12 and
 browser: setup  ## the page of HTML in Chromium, where that is installed
 	$(BIN)/pytest -m browser
 
-tools: $(TOOLS_READY)  ## with other plugins, as a package, in a newcomer's first minutes
+tools: $(TOOLS_READY)  ## with other plugins, and as a package
 	.venv-tools/bin/pytest -m 'tools and not vllm' -p no:randomly
 
 live: setup  ## the tests on a real vLLM

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from pytest_llmdeploy.serving import Server
 from tests.specs import REPOSITORY
 
-pytestmark = pytest.mark.tools
+pytestmark = pytest.mark.vllm
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 MANIFEST = REPOSITORY / "tests" / "cli" / "manifests" / "production-stack.yaml"
@@ -40,33 +41,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder and a new environment that has the wheel. What the wheel depends on is read
     from the environment that runs the tests, by a .pth file: it needs no network, and no minute.
     """
-    pytest.importorskip("build")
-    pytest.importorskip("uv")
     folder = tmp_path_factory.mktemp("newcomer")
     dist, venv = folder / "dist", folder / "venv"
-    make: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--installer=uv",
-        "--outdir",
-        dist,
-    ]
-    subprocess.run([*make, REPOSITORY], check=True, capture_output=True, cwd=folder)
-    uv = [sys.executable, "-m", "uv"]
-    subprocess.run([*uv, "venv", "-q", "-p", sys.executable, venv], check=True)
+    pip = [sys.executable, "-m", "pip", "-q"]
+    make: list[str | Path] = [*pip, "wheel", "--no-deps", "-w", dist, REPOSITORY]
+    subprocess.run(make, check=True, capture_output=True, cwd=folder)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     (wheel,) = dist.glob("*.whl")
-    install: list[str | Path] = [
-        *uv,
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "-p",
-        venv / "bin" / "python",
-        wheel,
-    ]
+    install: list[str | Path] = [*pip, "--python", venv, "install", "--no-deps", wheel]
     subprocess.run(install, check=True)
     (site,) = venv.glob("lib/python*/site-packages")
     borrowed = [path for path in sys.path if path.endswith("site-packages")]
@@ -74,30 +56,40 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_first_five_minutes(home: Path, snapshot: SnapshotAssertion) -> None:
-    """Specs three ways, plans, and an own check that fails and then passes."""
+def test_the_first_five_minutes(
+    home: Path,
+    tiny_server: Server,
+    snapshot: SnapshotAssertion,
+) -> None:
+    """Specs four ways, plans, the gate of a server on the CPU, and an own check that fails and then
+    passes.
+    """
     work = home / "work"
     work.mkdir()
     shutil.copy(MANIFEST, work / "manifest.yaml")
     (work / "checks_own.py").write_text(CHECKS)
-    gate = "python -m pytest --deploy-plan-only -q --no-header --deploy-spec"
+    gate = "python -m pytest -q --no-header --deploy-spec"
     found = run("python -c 'import pytest_llmdeploy; print(pytest_llmdeploy.__file__)'", home, work)
     assert str(home / "venv") in found[1]
     commands = [
         f"llmdeploy init --from-command 'vllm serve {MODEL} -tp 2' --device L40S-48GB -o one.yaml",
         "llmdeploy init --from-manifest manifest.yaml --device L40S-48GB -o two.yaml",
         f"llmdeploy init --model {MODEL} --device L40S-48GB -o three.yaml",
+        f"llmdeploy init --from-url {tiny_server.url} --device cpu -o four.yaml",
         "llmdeploy plan one.yaml",
-        f"{gate} one.yaml",
-        f"{gate} strict.yaml",
-        f"{gate} fair.yaml",
+        f"{gate} one.yaml --deploy-plan-only",
+        # What it does not tell, and more traffic, so that it takes no minute.
+        "sed -i 's/# dtype: bfloat16/dtype: float32/; s/rate: 1.s/rate: 10\\/s/' four.yaml",
+        f"{gate} four.yaml",
+        f"{gate} strict.yaml --deploy-plan-only",
+        f"{gate} fair.yaml --deploy-plan-only",
     ]
     for name, limit in (("strict", "5GiB"), ("fair", "10GiB")):
         (work / f"{name}.yaml").write_text(SPEC.replace("LIMIT", limit))
     shown = [run(command, home, work) for command in commands]
-    assert [code for code, _ in shown] == [0, 0, 0, 0, 0, 1, 0], shown
+    assert [code for code, _ in shown] == [0, 0, 0, 0, 0, 0, 0, 0, 1, 0], shown
     text = "\n".join(f"$ {line}\n{out}" for line, (_, out) in zip(commands, shown, strict=True))
-    assert text == snapshot
+    assert text.replace(tiny_server.url, "http://localhost:8000") == snapshot
 
 
 def run(command: str, home: Path, work: Path) -> tuple[int, str]:
