@@ -1,7 +1,10 @@
 """Whether everything that is asked for is served."""
 
+from dataclasses import replace
+
 from pytest_llmdeploy.checks.decorator import check
 from pytest_llmdeploy.checks.expect import Expect
+from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.load import Traffic
 from pytest_llmdeploy.spec import Workload
 from pytest_llmdeploy.spec.workload import GoodputRequire
@@ -15,7 +18,10 @@ from pytest_llmdeploy.units import Fraction
 )
 def errors(traffic: Traffic, workload: Workload, required: Fraction, expect: Expect) -> None:
     """Of the requests that were sent, no more than this fraction failed."""
-    expect(traffic[workload].errors, "of requests").at_most(required)
+    sent = traffic[workload]
+    found = sent.errors.at_most(required, "of requests")
+    is_failed = found.status is Status.FAIL
+    expect.judge(replace(found, hint=sent.most_failures) if is_failed else found)
 
 
 @check(

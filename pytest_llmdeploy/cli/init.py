@@ -19,12 +19,13 @@ from pytest_llmdeploy.spec import Spec
 
 # Tokens of a request to begin with, where the server takes that many.
 _INPUT, _OUTPUT = 512, 128
+_CPU_MEMORY = "4GiB"
 _SECTIONS = ("model", "engine", "hardware", "parallel", "serve", "attach")
 
 
 def run(arguments: argparse.Namespace) -> int:
     output: Path | None = arguments.output
-    draft = _draft(arguments)
+    draft = _on_cpu(_draft(arguments))
     data = _placed(draft.data, output)
     text = spec_text(replace(draft, data=data), output.stem if output else None)
     for note in draft.notes:
@@ -98,6 +99,20 @@ def _section(key: str, draft: Draft) -> str:
     else:
         body = [f"# {key}:\n", *(f"#   {line}\n" for line in proposals)]
     return "".join([*remarks, *body])
+
+
+def _on_cpu(draft: Draft) -> Draft:
+    """On the CPU nothing says how much memory a device has: something to begin with."""
+    hardware = draft.data["hardware"]
+    if hardware.get("device") != "cpu":
+        return draft
+    device = {"name": "cpu", "memory": _CPU_MEMORY}
+    remark = "a device is a worker process; adjust: memory is what each may take"
+    return replace(
+        draft,
+        data={**draft.data, "hardware": {**hardware, "device": device}},
+        remarks={**draft.remarks, "hardware": (*draft.remarks.get("hardware", ()), remark)},
+    )
 
 
 def _placed(data: Mapping[str, Any], output: Path | None) -> Mapping[str, Any]:

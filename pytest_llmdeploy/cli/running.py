@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pytest_llmdeploy.cli import RefusedError
@@ -51,7 +52,7 @@ def draft_of_server(
     found = {name: setting.value for name, setting in shown.items()}
     parallel = {key: found[name] for name, key in _PARALLEL.items() if found.get(name, 1) != 1}
     serve = {name: found[name] for name in _SERVE if name in found and found[name] != "auto"}
-    model, served = _ids(entry)
+    model, served = _ids(endpoint, entry)
     if served:
         serve["served_model_name"] = served
     wanted = math.prod(int(size) for size in parallel.values())
@@ -84,11 +85,12 @@ def _model(endpoint: Endpoint) -> Mapping[str, Any]:
     return named[0]
 
 
-def _ids(entry: Mapping[str, Any]) -> tuple[str, str]:
+def _ids(endpoint: Endpoint, entry: Mapping[str, Any]) -> tuple[str, str]:
     """The model's id, and the name under which it is served where that is another."""
     served, root = str(entry["id"]), str(entry.get("root") or entry["id"])
-    # A folder of the server's machine says nothing here.
-    known = root if not root.startswith(("/", ".")) else served
+    # A folder of another machine says nothing here.
+    is_here = endpoint.is_loopback and (Path(root) / "config.json").is_file()
+    known = root if is_here or not root.startswith(("/", ".")) else served
     return known, served if served != known else ""
 
 

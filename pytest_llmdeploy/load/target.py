@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from pytest_llmdeploy.probes.endpoint import Endpoint
 
-_DEFAULT_VOCAB = 1000
+# No tokenizer has fewer tokens than there are bytes.
+_DEFAULT_VOCAB = 256
 
 
 @dataclass

@@ -221,6 +221,16 @@ class WorkloadTraffic:
         return Counter(str(sample.outcome) for sample in self.samples)
 
     @property
+    def most_failures(self) -> str:
+        """How most of the failed requests did, with what one of them said; empty without any."""
+        failed = Counter(sample.outcome for sample in self.samples if not sample.is_ok)
+        if not failed:
+            return ""
+        ((outcome, count),) = failed.most_common(1)
+        said = next(sample.detail for sample in self.samples if sample.outcome is outcome)
+        return f"{count:,} of {len(self.samples):,}: {outcome}" + (f", {said}" if said else "")
+
+    @property
     def offered_rate(self) -> float:
         return len(self.samples) / (self.end - self.start) if self.samples else 0.0
 

@@ -68,6 +68,8 @@ class Repairs:
 
 def repairs(spec: Spec) -> Repairs:
     """One change that mends everything, else two; else what is impossible on this hardware."""
+    if plan(spec).unknown:
+        return Repairs()  # what nobody has said is no change
     workshop = _Workshop(spec)
     if not workshop.faults(()):
         return Repairs(needed=False)

@@ -334,7 +334,7 @@ def deployable(plan: Plan, spec: Spec) -> Judgement:
 
 def _missing(plan: Plan, spec: Spec) -> Iterator[str]:
     if plan.unknown:
-        yield f"the model's shape ({plan.unknown})"
+        yield "the model's shape (model.config)"
     if spec.hardware.device.total_bytes is None:
         yield "the memory of a device (hardware.device.memory)"
     if spec.hardware.device.platform == "cpu" and kv_cache_bytes(spec) is None:

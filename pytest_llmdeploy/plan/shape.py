@@ -21,7 +21,7 @@ from pytest_llmdeploy.plan.families.family import Family, Kind
 from pytest_llmdeploy.plan.families.rotary import default_length, positions_of, tables
 from pytest_llmdeploy.plan.quantization import Packing, Quantization
 from pytest_llmdeploy.plan.tensors import Attention, Layer, Tensor, padded
-from pytest_llmdeploy.spec import Spec, nearest
+from pytest_llmdeploy.spec import Spec, closest, nearest
 from pytest_llmdeploy.spec.bounded import read_bounded
 
 __all__ = [
@@ -219,10 +219,9 @@ def _config(spec: Spec) -> Mapping[str, Any]:
         return model_configs()[spec.model.id]
     if cached := _cached(spec):
         return _read(cached, f"the cached config of {spec.model.id!r}")
-    msg = (
-        f"the model {spec.model.id!r} is not in the catalogue: set model.config to its config.json"
-    )
-    raise ShapeUnknownError(f"{msg} ({nearest(spec.model.id, model_configs())})")
+    meant = closest(spec.model.id, model_configs())
+    what = "set model.config to its config.json" + (f", or {meant}" if meant else "")
+    raise ShapeUnknownError(f"the model {spec.model.id!r} is not in the catalogue: {what}")
 
 
 def _cached(spec: Spec) -> Path | None:

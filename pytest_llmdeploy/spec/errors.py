@@ -84,10 +84,17 @@ def nearest_file(path: Path) -> str:
 def nearest(word: str, known: Iterable[str], shown: int = 12) -> str:
     """The tail of an error about an unknown word: the closest known one, or those that exist."""
     words = sorted(known)
+    if found := closest(word, words):
+        return found
+    listed = ", ".join(words[:shown])
+    return f"known are: {listed}" + (", …" if len(words) > shown else "")
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """A question for the known word that may be meant; empty when none is close."""
     by_fold = {candidate.casefold(): candidate for candidate in words}
     begun = [fold for fold in by_fold if word and fold.startswith(word.casefold())]
     close = difflib.get_close_matches(word.casefold(), by_fold, n=1, cutoff=_CLOSE)
     if close := begun if len(begun) == 1 else close:
         return f"did you mean {by_fold[close[0]]!r}?"
-    listed = ", ".join(words[:shown])
-    return f"known are: {listed}" + (", …" if len(words) > shown else "")
+    return ""

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Scene, str, Scene, str]] = {
     ),
     "deployable": (
         Scene(), "nothing is missing",
-        Scene(spec={"model": {"id": "unknown/model"}}), "the model's shape",
+        Scene(spec={"model": {"id": "unknown/model"}}), "the model's shape (model.config)",
     ),
     "ttft_in_reach": (
         Scene(), " ms ± ",
@@ -218,6 +218,12 @@ def test_what_is_not_known_is_not_green(
     found = scene.judge(name)
     assert found.status is status
     assert result in found.result
+
+
+def test_errors_say_what_most_of_them_were() -> None:
+    """With the words of one of them, which is the reason more often than not."""
+    found = Scene(samples=(*(sample(),) * 90, *(failed(),) * 10)).judge("errors")
+    assert found.hint == "10 of 100: http error, HTTP 500"
 
 
 def test_a_late_client_does_not_excuse_what_it_did_not_cause() -> None:

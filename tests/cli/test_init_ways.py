@@ -184,6 +184,16 @@ def test_a_served_name_is_not_the_model(tmp_path: Path) -> None:
     assert (spec.model.id, spec.served_model) == (LLAMA, "llama")
 
 
+def test_a_folder_of_a_server_on_this_machine_is_the_model(tmp_path: Path) -> None:
+    """Any other folder says nothing here."""
+    (tmp_path / "here").mkdir()
+    for root, model in ((TINY_MODEL, str(TINY_MODEL)), ("/not/here", "tiny-llama")):
+        with Standin(root=str(root), model="tiny-llama") as standin:
+            arguments = ("--from-url", standin.url, "--device", "cpu", "--force")
+            spec = written(tmp_path / "here", *arguments)
+        assert (spec.model.id, spec.served_model) == (model, "tiny-llama")
+
+
 def test_a_server_that_tells_nothing(standin: Standin, capsys: Captured) -> None:
     """Nobody's device is guessed, and who is no server is none."""
     assert main(["init", "--from-url", standin.url]) == 2

@@ -131,3 +131,9 @@ def spec_value(spec: Spec, key: str) -> Any:
         return spec.workloads[0].seed
     section, name = key.split(".")
     return getattr(getattr(spec, section), name)
+
+
+def test_what_nobody_has_said_is_no_change() -> None:
+    """Without the model's shape no other strategy is looked for, and none is called impossible."""
+    found = repairs(made(model={"id": "unknown/model"}))
+    assert (found.needed, found.repairs, found.impossible) == (True, (), ())
