@@ -3,6 +3,7 @@
 # where pip would take the CUDA build of torch, point it to PyTorch's index of CPU wheels.
 
 PYTHON ?= python3
+PYTHONS ?= 3.12 3.13
 BIN := .venv/bin
 READY := .venv/.ready
 TOOLS_READY := .venv-tools/.ready
@@ -62,12 +63,10 @@ coverage: setup  ## the same in one process, and what they reach
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-test-pythons: tools  ## the tests that need no vLLM, on those of Python 3.12 and 3.13 that are here
-	@for version in 3.12 3.13; do \
-	  python=$$(.venv-tools/bin/python -m uv python find --no-python-downloads $$version 2>/dev/null) \
-	    || { echo "test-pythons: no Python $$version here"; continue; }; \
-	  venv=.venv-$$version; \
-	  test -x $$venv/bin/python || .venv-tools/bin/python -m uv venv --quiet --python "$$python" $$venv; \
+test-pythons: $(TOOLS_READY)  ## the tests that need no vLLM on other Pythons, versions or paths: PYTHONS
+	@for python in $(PYTHONS); do \
+	  venv=.venv-$$(echo "$$python" | tr / -); \
+	  test -x $$venv/bin/python || .venv-tools/bin/python -m uv venv --quiet --python "$$python" $$venv || exit 1; \
 	  .venv-tools/bin/python -m uv pip install --quiet --python $$venv/bin/python --editable . --group test \
 	    && $$venv/bin/python -m pytest -m 'not vllm and not tools and not browser' -n 2 --dist worksteal || exit 1; \
 	done
@@ -119,4 +118,4 @@ schema: setup  ## write the shipped JSON Schema of the spec anew
 	$(BIN)/llmdeploy schema spec > pytest_llmdeploy/spec/spec.schema.json
 
 clean:
-	rm -rf .venv .venv-3.* .venv-load .venv-plan build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* build htmlcov .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
