@@ -24,6 +24,9 @@ MAX_VALUES = 20_000
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# The extension's own names for what it makes: a test that runs pytest within pytest has `yaml`
+# imported anew, while the extension keeps to the classes of before.
+_made: Any = getattr(yaml, "_yaml", yaml)
 # Longer numbers than these are texts, and no key takes them.
 _INT = re.compile(r"[+-]?(?:0|[1-9](?:_?\d){0,17})", re.ASCII)
 _FLOAT = re.compile(
@@ -53,7 +56,7 @@ class _Reader:
         """The one document of the text; an empty text is an empty mapping."""
         data: Any = {}
         for event in self.events:
-            if isinstance(event, yaml.DocumentStartEvent):
+            if isinstance(event, _made.DocumentStartEvent):
                 if self.lines:
                     raise self.error(event, (), "one file holds one document")
                 data = self.value(next(self.events), ())
@@ -65,14 +68,14 @@ class _Reader:
             raise self.error(event, (), f"holds more than {MAX_VALUES:,} values")
         if depth > MAX_DEPTH:
             raise self.error(event, (), _TOO_DEEP)
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+        if isinstance(event, _made.AliasEvent) or event.anchor is not None:
             raise self.error(event, key, "YAML aliases are not allowed: write the value out")
         if event.tag is not None:
             raise self.error(event, key, f"the YAML tag {event.tag} is not allowed")
         match event:
-            case yaml.MappingStartEvent():
+            case _made.MappingStartEvent():
                 return self.mapping(key, depth)
-            case yaml.SequenceStartEvent():
+            case _made.SequenceStartEvent():
                 return self.sequence(key, depth)
         if "\0" in event.value:
             # No file, variable or argument can hold it.
@@ -81,14 +84,14 @@ class _Reader:
 
     def sequence(self, key: KeyPath, depth: int) -> list[Any]:
         result: list[Any] = []
-        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+        while not isinstance(event := next(self.events), _made.SequenceEndEvent):
             result.append(self.value(event, (*key, len(result)), depth + 1))
         return result
 
     def mapping(self, key: KeyPath, depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent) or "\0" in event.value:
+        while not isinstance(event := next(self.events), _made.MappingEndEvent):
+            if not isinstance(event, _made.ScalarEvent) or "\0" in event.value:
                 raise self.error(event, key, "a key must be a word")
             path = (*key, event.value)
             if event.value in result:
@@ -143,15 +146,16 @@ def _parse(path: Path, text: str, size: int) -> Document:
     reader = _Reader(path, text)
     try:
         data = reader.document()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        # Newer versions of libyaml give up by themselves, at a depth of their own.
-        too_deep = "nesting depth" in (error.problem or "")
-        message = _TOO_DEEP if too_deep else f"is not YAML: {error.problem}"
-        raise SpecError([Problem(path, line, "", message)]) from None
-    except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise SpecError([Problem(path, 1, "", f"is not YAML: {reason}")]) from None
+    except _made.YAMLError as error:
+        raise SpecError([_refusal(path, error)]) from None
     places = {key: Place(path, line) for key, line in reader.lines.items()}
     return Document(data, Source(path, places, (path,)), size)
+
+
+def _refusal(path: Path, error: Any) -> Problem:
+    """What the parser says, at the line where it says so; what it can't decode is in none."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    said = getattr(error, "problem", None) or str(error).splitlines()[0]
+    # Newer versions of libyaml give up by themselves, at a depth of their own.
+    reason = _TOO_DEEP if "nesting depth" in said else f"is not YAML: {said}"
+    return Problem(path, mark.line + 1 if mark else 1, "", reason)

@@ -1,5 +1,7 @@
 """What a valid spec means once it is loaded."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,3 +151,33 @@ def test_an_owner_s_key_of_require_is_kept(tmp_path: Path) -> None:
     """Requirements of a user's own checks are not ours to judge."""
     spec = load(tmp_path, SMALLEST + "require: {team: {cold_start: 90s}}\n")
     assert spec.require.model_extra == {"team": {"cold_start": "90s"}}
+
+
+def test_a_parser_that_is_imported_anew(tmp_path: Path) -> None:
+    """As pytester does between its runs: the extension stays as it was, its module does not."""
+    (tmp_path / "good.yaml").write_text(SMALLEST)
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    script = """
+import sys
+from pathlib import Path
+def reader():
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in {"yaml", "pytest_llmdeploy"}:
+            del sys.modules[name]
+    from pytest_llmdeploy.spec import document
+    return document
+for _ in range(2):
+    document = reader()
+    print(*document.read_document(Path("good.yaml")).data)
+    try:
+        document.read_document(Path("bad.yaml"))
+    except document.SpecError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()[:2], done.stdout.splitlines()[2:]
+    assert first == second
+    assert first[0].startswith("version model hardware")
+    assert first[1].startswith("bad.yaml:2: is not YAML")
