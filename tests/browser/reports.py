@@ -29,7 +29,8 @@ def loaded() -> list[Checklist]:
         "stall": [time / 3 if number % 40 == 0 else None for number, time in enumerate(times)],
     }
     full = full_checklist()
-    steady = {**full.facts["traffic"]["steady"], "requests": requests}
+    found = full.facts["traffic"]["steady"]
+    steady = {**found, "ttft": {**found["ttft"], "n": len(due)}, "requests": requests}
     ttft = row(
         id="a.yaml::ttft[steady-p99]",
         family="latency",
@@ -39,7 +40,7 @@ def loaded() -> list[Checklist]:
         limit=1000.0,
         bound=420.0,
         result=HOSTILE,
-        evidence={"source": "client", "log": HOSTILE},
+        evidence={"source": "client", "log": HOSTILE, "n": 420},
         hint=HOSTILE,
     )
     spec = made(workloads=[STEADY])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -80,7 +81,8 @@ def test_the_figures_are_those_of_the_run() -> None:
     """What a figure says is counted from what came back, not from what is drawn of it."""
     says = {figure.title: figure.says for figure in figures(loaded()[0])}
     assert "3,000 of 3,000 requests, p50 149.4 ms" in says["TTFT of steady, as observed"]
-    assert "bound of TTFT p99, steady 420 ms" in says["TTFT of steady, as observed"]
+    told = "bound of TTFT p99, steady from the first 420 of 3,000 requests: 420 ms"
+    assert told in says["TTFT of steady, as observed"]
     assert says["STALL of steady, as observed"].startswith("75 of 3,000 requests")
     assert "most in flight: 20" in says["The course of steady"]
 
@@ -93,8 +95,69 @@ def test_a_limit_is_that_of_its_workload() -> None:
     shown = loaded()[0]
     found = figures(replace(shown, rows=[*shown.rows, other]))
     says = {figure.title: figure.says for figure in found}["TTFT of steady, as observed"]
-    assert "limit of TTFT p99, steady 1,000 ms" in says
+    assert "limit of TTFT p99, steady: 1,000 ms" in says
     assert "steady-long" not in says
+
+
+def test_at_capacity_the_limits_are_the_same() -> None:
+    """The bounds are not: they are of the traffic that the rows judged."""
+    shown = loaded()[0]
+    steady = shown.facts["traffic"]["steady"]
+    facts = {"traffic": {"steady": {**steady, "at_capacity": steady}}}
+    found = {figure.title: figure for figure in figures(replace(shown, facts=facts))}
+    figure = found["TTFT of steady, at capacity, as observed"]
+    assert "limit of TTFT p99, steady: 1,000 ms" in figure.says
+    assert "bound" not in figure.says
+    assert "The course of steady, at capacity" in found
+
+
+def test_a_distribution_has_one_legend() -> None:
+    """A limit is dashed, a bound is not, and each line is named once, in full."""
+    shown = loaded()[0]
+    svg = next(f.svg for f in figures(shown) if f.title == "TTFT of steady, as observed")
+    names = [
+        "limit of TTFT p99, steady",
+        "bound of TTFT p99, steady from the first 420 of 3,000 requests",
+    ]
+    assert [svg.count(f">{name}</text>") for name in names] == [1, 1]
+    assert svg.count("role-legend-entry") == 1
+
+
+def test_letters_that_no_page_has() -> None:
+    """Half a pair of surrogates, in an item and so in a plot's legend, is shown as unknown."""
+    odd = row(id="a.yaml::ttft[steady-p50]", item="TTFT \ud800", unit="ms", limit=5.0)
+    shown = loaded()[0]
+    text = render([replace(shown, rows=[*shown.rows, odd])])
+    assert text.encode("utf-8").decode().count("limit of TTFT \N{REPLACEMENT CHARACTER}") > 1
+
+
+def test_a_device_that_was_lost() -> None:
+    """What was seen of it is drawn, beside what was seen of the others."""
+    series = {"GPU 0": {"power": [640.0, 641.0, 642.0]}, "GPU 1": {"power": [650.0]}}
+    looks = {"times": [0.0, 1.0, 2.0], "series": series}
+    (figure,) = figures(checklist(facts={"devices": {"under_load": looks}}))
+    assert [line[0::3] for line in figure.table] == [["GPU 0", "3"], ["GPU 1", "1"]]
+
+
+def test_strategies_without_a_prediction_are_told() -> None:
+    """A point for each that has one, its shape by whether it is within the limits; the others are
+    in the table, with what speaks against them.
+    """
+    shown = planned(workloads=[STEADY])
+    assert shown.context.plan is not None
+    considered = shown.context.plan.alternatives
+    (figure,) = (f for f in figures(shown) if f.title == "Strategies, predicted")
+    kinds = Counter(line[1] for line in figure.table)
+    assert kinds["infeasible"] == sum(not one.feasible for one in considered) > 0
+    within = sum(one.meets_limits and not one.declared for one in considered)
+    assert kinds["within the limits"] == within > 0
+    assert kinds["beyond a limit"] > 0
+    assert kinds["declared"] == 1
+    assert all(line[-1] for line in figure.table if line[1] in {"infeasible", "beyond a limit"})
+    assert (
+        figure.svg.count('aria-roledescription="point"') == len(figure.table) - kinds["infeasible"]
+    )
+    assert "infeasible, for which nothing is predicted" in figure.says
 
 
 def test_more_requests_than_a_report_has() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ from jinja2 import Environment, FileSystemLoader
 
 from pytest_llmdeploy.report import comparison
 from pytest_llmdeploy.report.checklist import Checklist
+from pytest_llmdeploy.report.html.drawing import readable
 from pytest_llmdeploy.report.html.figures import figures
 from pytest_llmdeploy.report.terminal import alike, by_family, counts, duration
 
 _FOLDER = Path(__file__).parent
-# What HTML has no character for, and what turns the order of the text around it.
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
 
 
 def render(checklists: Sequence[Checklist]) -> str:
@@ -38,7 +34,7 @@ def render(checklists: Sequence[Checklist]) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    return readable(text)
 
 
 def _section(index: int, checklist: Checklist) -> dict[str, Any]:

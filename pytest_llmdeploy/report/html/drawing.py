@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,10 @@ import vl_convert
 from markupsafe import Markup, escape
 
 MOST_POINTS = 2000
+# What HTML has no character for, and what turns the order of the text around it.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 # Stands for the colour of the text, which differs between light and dark.
 INK = "#010203"
 _AXES = dict.fromkeys(("labelColor", "titleColor", "domainColor", "tickColor"), INK)
@@ -39,11 +45,25 @@ def drawn(what: Any, title: str) -> Markup:
     described["config"] = {
         "background": "transparent",
         "font": "sans-serif",
-        "axis": {**_AXES, "gridColor": INK, "gridOpacity": 0.15},
-        "legend": {"labelColor": INK, "titleColor": INK, "labelLimit": 0},
+        # The reader's letters may be wider than those that the plot was measured with.
+        "axis": {
+            **_AXES,
+            "gridColor": INK,
+            "gridOpacity": 0.15,
+            "labelFlush": False,
+            "titlePadding": 12,
+        },
+        # Below the plot a label has the whole width, however wide the reader's letters are.
+        "legend": {
+            "labelColor": INK,
+            "titleColor": INK,
+            "labelLimit": 0,
+            "orient": "bottom",
+            "columns": 1,
+        },
         "view": {"stroke": None},
     }
-    svg: str = vl_convert.vegalite_to_svg(described)
+    svg: str = vl_convert.vegalite_to_svg(readable(json.dumps(described, ensure_ascii=False)))
     # In the page, an SVG takes the colour of the text around it.
     return labelled(Markup(svg.replace(INK, "currentColor")), title)  # noqa: S704 - vega escapes
 
@@ -52,6 +72,11 @@ def labelled(svg: Markup, title: str) -> Markup:
     """The SVG as one picture with a name, for those who can't see it."""
     label = Markup('<svg role="img" aria-label="{}" ').format(title)
     return Markup(str(svg).replace("<svg ", str(escape(label)), 1))  # noqa: S704 - both are escaped
+
+
+def readable(text: str) -> str:
+    """The text with a sign in the place of each character that a page can't show."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def thinned(pairs: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:

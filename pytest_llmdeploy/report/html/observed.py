@@ -5,80 +5,122 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
 from pytest_llmdeploy.load.samples import MOST_REQUESTS
 from pytest_llmdeploy.report.checklist import Checklist
-from pytest_llmdeploy.report.html.drawing import MOST_POINTS, Figure, chart, drawn, thinned
+from pytest_llmdeploy.report.html.drawing import INK, MOST_POINTS, Figure, chart, drawn, thinned
 from pytest_llmdeploy.units import show
 
 _METRICS = ("ttft", "tpot", "e2el", "stall")
 _BINS = 60
 _PERCENTILES = (50, 90, 99)
+_DASHED, _WHOLE = (6, 4), (1, 0)
 
 
-def distributions(
-    checklist: Checklist, workload: str, requests: Mapping[str, Sequence[Any]]
+def traffic(
+    checklist: Checklist, workload: str, found: Mapping[str, Any], when: str = ""
 ) -> Iterator[Figure]:
-    """For each metric the share of the requests that have it at or below each latency; the limits
-    and the bounds of its rows as lines.
+    """The latencies and the course of what was sent of a workload; `when` says when, where that
+    was not the traffic that its own rows judge.
     """
-    for metric in _METRICS:
+    requests: Mapping[str, Sequence[Any]] = found.get("requests") or {}
+    for metric in _METRICS if requests else ():
         if times := sorted(time for time in requests[metric] if time is not None):
             asked = len(requests[metric])
             # Of more, the report has no more.
             of = f"the first {asked:,}" if asked == MOST_REQUESTS else f"{asked:,}"
-            yield _distribution(checklist, workload, metric, times, of)
+            lines = list(_lines(checklist, workload, metric, found, is_other=bool(when)))
+            yield _distribution(f"{workload}{when}", metric, times, of, lines)
+    if requests:
+        yield from _timeline(f"{workload}{when}", requests)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A latency that is drawn across the distribution."""
+
+    name: str
+    ms: float
+    dash: Sequence[int]
+
+
+def _lines(
+    checklist: Checklist, workload: str, metric: str, found: Mapping[str, Any], *, is_other: bool
+) -> Iterator[_Line]:
+    """The limits of the workload's rows, which hold in whatever is sent of it; and the bounds,
+    which are of the requests that the rows judged, up to the one that decided.
+    """
+    # Not those of another workload whose name begins alike.
+    its = re.compile(rf"::{metric}\[{re.escape(workload)}-p[\d.]+\]$")
+    for row in checklist.rows:
+        if row.unit != "ms" or not its.search(row.id):
+            continue
+        if row.limit is not None:
+            yield _Line(f"limit of {row.item}", row.limit, _DASHED)
+        if row.bound is not None and not is_other:
+            judged, known = row.evidence.get("n"), found.get(metric, {}).get("n")
+            of = f" from the first {judged:,} of {known:,} requests" if judged and known else ""
+            yield _Line(f"bound of {row.item}{of}", row.bound, _WHOLE)
 
 
 def _distribution(
-    checklist: Checklist, workload: str, metric: str, times: Sequence[float], asked: str
+    workload: str, metric: str, times: Sequence[float], asked: str, lines: Sequence[_Line]
 ) -> Figure:
+    """The share of the requests that have the metric at or below each latency."""
     step = -(-len(times) // (MOST_POINTS - 1))
     values = [
         {"ms": time, "share": number / len(times)}
         for number, time in enumerate(times, 1)
         if number % step == 0 or number == len(times)
     ]
-    curve = chart(values).mark_line(interpolate="step-after")
+    curve = chart(values).mark_line(interpolate="step-after", color=INK)
     share = alt.Y("share:Q", title="share of requests", scale=alt.Scale(domain=[0, 1]))
     curve = curve.encode(x=alt.X("ms:Q", title="ms"), y=share)
-    # Not those of another workload whose name begins alike.
-    its = re.compile(rf"::{metric}\[{re.escape(workload)}-p[\d.]+\]$")
-    lines: list[dict[str, Any]] = [
-        {"ms": figure, "kind": kind, "line": f"{kind} of {row.item}"}
-        for row in checklist.rows
-        if row.unit == "ms" and its.search(row.id)
-        for kind, figure in (("limit", row.limit), ("bound", row.bound))
-        if figure is not None
-    ]
-    rules = chart(lines).mark_rule(strokeWidth=2)
-    rules = rules.encode(
-        x="ms:Q",
-        color=alt.Color("line:N", title=None),
-        strokeDash=alt.StrokeDash("kind:N", title=None),
-    )
     points = [(f"p{part}", times[-(-len(times) * part // 100) - 1]) for part in _PERCENTILES]
     title = f"{metric.upper()} of {workload}, as observed"
     observed = ", ".join(f"{name} {show(time, 'ms')}" for name, time in points)
-    limits = [(line["line"], line["ms"]) for line in lines]
+    drawn_lines = [(line.name, line.ms) for line in lines]
     return Figure(
         title=title,
-        svg=drawn(alt.layer(curve, rules) if lines else curve, title),
+        svg=drawn(alt.layer(curve, _across(lines)) if lines else curve, title),
         says="; ".join(
             [
                 f"{len(times):,} of {asked} requests, {observed}",
-                *(f"{n} {show(ms, 'ms')}" for n, ms in limits),
+                *(f"{name}: {show(ms, 'ms')}" for name, ms in drawn_lines),
             ]
         ),
         columns=["Figure", "Latency"],
-        table=[[name, show(ms, "ms")] for name, ms in [*points, *limits]],
+        table=[[name, show(ms, "ms")] for name, ms in [*points, *drawn_lines]],
     )
 
 
-def timeline(workload: str, requests: Mapping[str, Sequence[Any]]) -> Iterator[Figure]:
+def _across(lines: Sequence[_Line]) -> alt.Chart:
+    """The lines in one legend: each has a colour, and limits are dashed."""
+    names = [line.name for line in lines]
+    rules = chart([{"ms": line.ms, "line": line.name} for line in lines]).mark_rule(strokeWidth=2)
+    found: alt.Chart = rules.encode(
+        x="ms:Q",
+        color=alt.Color(
+            "line:N",
+            title=None,
+            scale=alt.Scale(domain=names),
+            # Long enough for a dash to be seen.
+            legend=alt.Legend(symbolSize=900),
+        ),
+        strokeDash=alt.StrokeDash(
+            "line:N",
+            title=None,
+            scale=alt.Scale(domain=names, range=[[*line.dash] for line in lines]),
+        ),
+    )
+    return found
+
+
+def _timeline(workload: str, requests: Mapping[str, Sequence[Any]]) -> Iterator[Figure]:
     """Arrivals, requests in flight, TTFT and stalls over the seconds of the measurement."""
     due = requests["due"]
     if not due:
@@ -150,10 +192,15 @@ def devices(looks: Mapping[str, Any]) -> Iterator[Figure]:
         seen = {
             device: pairs
             for device, fields in series.items()
-            if name in fields and (pairs := _since(looks["times"], fields[name]))
+            if name in fields and (pairs := _looks(looks["times"], fields[name]))
         }
         if seen:
             yield _field(name, seen)
+
+
+def _looks(times: Sequence[float], column: Sequence[float | None]) -> list[tuple[float, float]]:
+    """What was seen; a device that was lost has fewer looks than there are times."""
+    return [(at, seen) for at, seen in zip(times, column, strict=False) if seen is not None]
 
 
 def _field(name: str, seen: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
@@ -167,7 +214,7 @@ def _field(name: str, seen: Mapping[str, Sequence[tuple[float, float]]]) -> Figu
     lines = chart(values, height=140).mark_line(point=len(values) <= _BINS)
     lines = lines.encode(
         x="s:Q",
-        y=alt.Y("value:Q", title=name, scale=alt.Scale(zero=False)),
+        y=alt.Y("value:Q", title=name, scale=alt.Scale(zero=False), axis=alt.Axis(format="~s")),
         color=alt.Color("device:N", sort=None, title=None),
     )
     found = {device: [value for _, value in pairs] for device, pairs in seen.items()}

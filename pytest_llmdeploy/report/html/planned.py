@@ -16,6 +16,8 @@ from pytest_llmdeploy.units import show
 
 _GIB = 2**30
 _PARTS = ("weights", "KV cache", "activations, at least", "activations, at most", "free")
+_KINDS = ("declared", "within the limits", "beyond a limit")
+_MOST_REFUSED = 200
 
 
 def memory(checklist: Checklist, plan: Plan) -> Iterator[Figure]:
@@ -74,34 +76,43 @@ def _limits(checklist: Checklist, plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def strategies(plan: Plan) -> Iterator[Figure]:
-    """Those with a prediction; what vLLM refuses or does not fit has no place in a plot, and is
-    counted.
+    """Those with a prediction as points. What vLLM refuses or does not fit has none, and stands
+    below the others in the table, with its reasons.
     """
     found = [(one, point) for one in plan.alternatives if (point := _point(one))][:MOST_POINTS]
     if not found:
         return
     values = [point for _, point in found]
     points = chart(values).mark_point(filled=True, size=90)
-    kinds = alt.Scale(domain=sorted({point["kind"] for point in values}))
+    kinds = alt.Scale(domain=[kind for kind in _KINDS if any(p["kind"] == kind for p in values)])
     points = points.encode(
         x=alt.X("throughput:Q", title="requests/s for each device"),
         y=alt.Y("tpot:Q", title="TPOT (ms)", scale=alt.Scale(zero=False)),
         color=alt.Color("kind:N", title="strategy", scale=kinds),
         shape=alt.Shape("kind:N", title="strategy", scale=kinds),
     )
-    infeasible = sum(not one.feasible for one in plan.alternatives)
+    refused = [one for one in plan.alternatives if not one.feasible]
+    more = f" (the first {_MOST_REFUSED} are listed)" if len(refused) > _MOST_REFUSED else ""
     best = strategy(found[0][0].parallel)
     title = "Strategies, predicted"
     yield Figure(
         title=title,
         svg=drawn(points, title),
-        says=f"{len(found)} predicted, {infeasible} infeasible; the best is {best}",
-        columns=["Strategy", "Kind", "Requests/s for each device", "TPOT (ms)"],
+        says=f"{len(found)} predicted, the best is {best}; {len(refused)} infeasible, for which "
+        f"nothing is predicted{more}",
+        columns=["Strategy", "Kind", "Requests/s for each device", "TPOT (ms)", "Why"],
         table=[
-            [strategy(one.parallel), p["kind"], f"{p['throughput']:.3g}", f"{p['tpot']:.3g}"]
-            for one, p in found
+            *(
+                _line(one, p["kind"], f"{p['throughput']:.3g}", f"{p['tpot']:.3g}")
+                for one, p in found
+            ),
+            *(_line(one, "infeasible", "-", "-") for one in refused[:_MOST_REFUSED]),
         ],
     )
+
+
+def _line(one: Alternative, *cells: str) -> list[str]:
+    return [strategy(one.parallel), *cells, "; ".join(one.reasons)]
 
 
 def _point(one: Alternative) -> Mapping[str, Any] | None:
@@ -109,5 +120,5 @@ def _point(one: Alternative) -> Mapping[str, Any] | None:
     throughput, prediction = raw["throughput"], raw["prediction"]
     if not (throughput and prediction and prediction["tpot_ms"]):
         return None
-    kind = "declared" if one.declared else "feasible" if one.feasible else "infeasible"
+    kind = _KINDS[0] if one.declared else _KINDS[1] if one.meets_limits else _KINDS[2]
     return {"throughput": throughput["value"], "tpot": prediction["tpot_ms"], "kind": kind}
