@@ -141,11 +141,14 @@ def test_a_run_without_a_server(browser: Chrome, planned: Path) -> None:
     assert back == f"#{line.get_dom_attribute('id')}"
 
 
-@pytest.mark.parametrize(("name", "figure"), [("checklist", None), ("plan", "s0-figure0")])
+@pytest.mark.parametrize(
+    ("name", "figure", "height"), [("checklist", None, 900), ("plan", "s0-figure0", 1400)]
+)
 def test_the_screenshots_of_the_docs(
-    browser: Chrome, planned: Path, tmp_path: Path, name: str, figure: str | None
+    browser: Chrome, planned: Path, tmp_path: Path, name: str, figure: str | None, height: int
 ) -> None:
     """They can be made as they are there; `make screenshots` writes them anew."""
+    browser.set_window_size(1200, height)
     browser.get(planned.as_uri())
     if figure:
         browser.execute_script("document.getElementById(arguments[0]).scrollIntoView()", figure)
@@ -153,6 +156,7 @@ def test_the_screenshots_of_the_docs(
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.png"
     assert browser.save_screenshot(str(path))
+    browser.set_window_size(1200, 900)
     for found in (path, IMAGES / path.name):
         width = int.from_bytes(found.read_bytes()[16:20])
         assert width == 1200

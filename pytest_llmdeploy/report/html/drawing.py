@@ -53,13 +53,14 @@ def drawn(what: Any, title: str) -> Markup:
             "labelFlush": False,
             "titlePadding": 12,
         },
-        # Below the plot a label has the whole width, however wide the reader's letters are.
+        # Below the plot there is room for labels, however wide the reader's letters are.
         "legend": {
             "labelColor": INK,
             "titleColor": INK,
             "labelLimit": 0,
             "orient": "bottom",
-            "columns": 1,
+            "columns": 5,
+            "columnPadding": 30,
         },
         "view": {"stroke": None},
     }

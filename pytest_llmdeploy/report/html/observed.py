@@ -108,8 +108,8 @@ def _across(lines: Sequence[_Line]) -> alt.Chart:
             "line:N",
             title=None,
             scale=alt.Scale(domain=names),
-            # Long enough for a dash to be seen.
-            legend=alt.Legend(symbolSize=900),
+            # A line of its own for a long name, and room for a dash to be seen.
+            legend=alt.Legend(columns=1, symbolSize=900),
         ),
         strokeDash=alt.StrokeDash(
             "line:N",
