@@ -43,6 +43,9 @@ def add_row(file: LogXML, report: pytest.TestReport, spec: str, row: Row) -> Non
     for node in case.nodes:
         if node.tag in {"failure", "error"}:
             node.set("message", message(row))
+        elif node.tag == "skipped" and not node.text:
+            # GitLab shows the text, the others the message.
+            node.text = node.get("message")
 
 
 def add_verdicts(file: LogXML, checklists: Sequence[Checklist]) -> None:

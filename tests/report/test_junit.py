@@ -13,6 +13,7 @@ from pytest_llmdeploy.evidence import Status
 from pytest_llmdeploy.report.junit import message, properties
 from tests.gate_runs import QUICK, REQUIRE, own_checks, run
 from tests.report.rows import row
+from tests.report.xunit import faults, github_shows, gitlab_shows, jenkins_shows
 from tests.specs import write_spec
 
 OUTCOMES = """
@@ -75,18 +76,51 @@ def test_what_readers_ask_for(written: Path) -> None:
     assert suite.skipped == counted.count("skipped") == 2
 
 
-def test_elements_are_those_that_are_documented(written: Path) -> None:
-    """Suites, suites' properties, cases and their outcomes, in the order of the xunit schema."""
+def test_the_schema_of_the_xunit_plugin(written: Path) -> None:
+    """The properties of a test case, which pytest itself has there, are all that it does not know;
+    a message is one line.
+    """
     root = ET.parse(written).getroot()  # noqa: S314 - our own file
-    assert root.tag == "testsuites"
-    (suite,) = root
-    assert [child.tag for child in suite] == ["properties", *["testcase"] * (len(suite) - 1)]
-    allowed = {"properties", "skipped", "error", "failure", "system-out", "system-err"}
-    for case in suite.iter("testcase"):
-        assert set(case.attrib) == {"classname", "name", "time"}
-        assert {child.tag for child in case} <= allowed
-        for outcome in case:
-            assert outcome.tag == "properties" or "\n" not in outcome.get("message", "")
+    assert set(faults(root)) == {"properties in testcase"}
+    assert not any("\n" in one.get("message", "") for one in root.iter())
+    for case in root.iter("testcase"):
+        case.attrib["status"] = "run"
+        del case.attrib["name"]
+    assert {"testcase without name", "status of testcase"} <= set(faults(root))
+
+
+def test_what_gitlab_shows(written: Path) -> None:
+    """Suite, name, status and the text of the outcome: it passes over messages and properties."""
+    found = cases(written)
+    suite, name, status, text = gitlab_shows(found["fails"])
+    assert (suite, name, status) == ("s.own", "fails", "failure")
+    assert "required: ≤ 1" in text
+    assert gitlab_shows(found["is_broken"])[2] == "error"
+    assert "OSError: gone" in gitlab_shows(found["is_broken"])[3]
+    waived = ("s.feasibility", "device_count", "skipped", "waived: the third one is in repair")
+    assert gitlab_shows(found["device_count"]) == waived
+    assert "not today" in gitlab_shows(found["skips"])[3]
+    assert gitlab_shows(found["passes"]) == ("s.own", "passes", "success", "")
+    keys = [gitlab_shows(case)[:2] for case in found.values()]
+    # It shows no more than the first of the same suite and name.
+    assert len(set(keys)) == len(keys) == suite_of(written).tests
+
+
+def test_what_jenkins_shows(written: Path) -> None:
+    """Specs as packages, families as classes, the row as message and properties."""
+    package, family, message, told = jenkins_shows(cases(written)["fails"])
+    assert (package, family) == ("s", "own")
+    assert message == "FAIL: Fails: 2, required: ≤ 1"
+    assert told["hint"] == "mend it"
+    assert jenkins_shows(cases(written)["device_count"])[2] == "waived: the third one is in repair"
+
+
+def test_what_github_shows(written: Path) -> None:
+    """The message in a line, the whole text as its details."""
+    message, details = github_shows(cases(written)["fails"])
+    assert message == "FAIL: Fails: 2, required: ≤ 1"
+    assert "hint:     mend it" in details
+    assert github_shows(cases(written)["is_broken"])[0] == "ERROR: Broken: gone"
 
 
 def test_the_suite_tells_specs_and_version(written: Path) -> None:
