@@ -1,4 +1,4 @@
-"""The blocks of the README and the docs."""
+"""The blocks of the README, the docs and the examples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ DOCUMENTS = [
     REPOSITORY / "README.md",
     *sorted((REPOSITORY / "docs").rglob("*.md")),
     REPOSITORY / "CHANGELOG.md",
+    *sorted((REPOSITORY / "examples").rglob("*.md")),
 ]
 IDS = [str(path.relative_to(REPOSITORY)) for path in DOCUMENTS]
 BLOCK = re.compile(r"^```(\w*)[ ]?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Every command and snippet of the README and the docs runs, and prints what they say.
+"""Every command and snippet of README, docs and examples runs, and prints what they say.
 
 A block with a title is a file that is written; a console block is a session, whose output is
 compared but for times. `UPDATE_DOCS=1 pytest tests/test_docs.py` writes the real output into them.
@@ -17,6 +17,7 @@ import pytest
 
 from docs_hooks.pages import PAGES
 from tests.docs_blocks import BLOCK, DOCUMENTS, IDS, TITLE
+from tests.example import EXAMPLE, installed
 from tests.specs import REPOSITORY
 
 VARIABLE = re.compile(r"\b\d+(\.\d+)? s\b|in \d+\.\d+s|\(\d+:\d\d:\d\d\)|={2,}|-{4,}")
@@ -53,9 +54,20 @@ def comparable(text: str) -> str:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
-def test_what_a_document_shows_is_what_happens(document: Path, tmp_path: Path) -> None:
-    """Files are written and commands are run in the order of the text, in one folder."""
-    shutil.copytree(REPOSITORY / "specs", tmp_path / "specs")
+def test_what_a_document_shows_is_what_happens(
+    document: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Files are written and commands are run in the order of the text, in one folder; those of
+    the example package in its own, where it is installed.
+    """
+    if document.parent == EXAMPLE:
+        shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
+        monkeypatch.setenv("PYTHONPATH", installed(tmp_path_factory.mktemp("installed")))
+    else:
+        shutil.copytree(REPOSITORY / "specs", tmp_path / "specs")
     text = document.read_text()
     real = text
     for match in BLOCK.finditer(text):
