@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -62,6 +64,51 @@ def test_the_job_is_run_once_and_asks_for_whole_cores() -> None:
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert container["resources"]["requests"] == container["resources"]["limits"]
     assert container["resources"]["limits"]["cpu"].isdigit()
+
+
+def loose_ends(config: Any, job: Any) -> Iterator[str]:
+    """The names in the Job that nothing has, and the paths in its arguments on no mount."""
+    pod = job["spec"]["template"]["spec"]
+    if config["metadata"]["namespace"] != job["metadata"]["namespace"]:
+        yield "namespace"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    for volume in pod["volumes"]:
+        if "configMap" in volume and volume["configMap"]["name"] != config["metadata"]["name"]:
+            yield f"configMap {volume['configMap']['name']}"
+    for container in pod["containers"]:
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        used = {mount["name"] for mount in mounts.values()}
+        yield from (f"volume {name}" for name in used ^ volumes.keys())
+        paths = [PurePosixPath(text) for text in container["args"] if text.startswith("/")]
+        for path in (*paths, PurePosixPath(container["workingDir"], "file")):
+            mount = mounts.get(str(path.parent))
+            volume = volumes.get(mount["name"], {}) if mount else {}
+            files = config["data"] if "configMap" in volume else {path.name: ""}
+            if not volume or path.name not in files:
+                yield f"path {path}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "loose"),
+    [
+        ("", "", set()),
+        ("{name: specs, mountPath", "{name: spec, mountPath", {"volume spec", "volume specs"}),
+        ("configMap: {name: gate-spec}", "configMap: {name: spec}", {"configMap spec"}),
+        ("canary.yaml: |", "gate.yaml: |", {"path /specs/canary.yaml"}),
+        ("/gate/gate.json", "/out/gate.json", {"path /out/gate.json"}),
+        ("workingDir: /gate", "workingDir: /home", {"path /home/file"}),
+        ("name: gate, namespace: llm", "name: gate, namespace: x", {"namespace"}),
+    ],
+)
+def test_what_the_job_names_is_there(before: str, after: str, loose: set[str]) -> None:
+    """Volumes, the ConfigMap, the spec in it, and places that can be written to; a slip in any of
+    them is found.
+    """
+    text = FILES["k8s/gate.yaml"]
+    assert before in text
+    found = set(loose_ends(*yaml.safe_load_all(text.replace(before, after) if before else text)))
+    assert loose <= found
+    assert bool(loose) is bool(found)
 
 
 @pytest.mark.parametrize("path", CONTAINERFILES)
