@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from docs_hooks import causes, checks, keys, options, report
+from docs_hooks import causes, checks, fixtures, keys, options, report
 
 _CHANGES = Path(__file__).parent.parent / "CHANGELOG.md"
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "reference/keys.md": keys.page,
     "reference/checks.md": checks.page,
+    "reference/fixtures.md": fixtures.page,
     "reference/options.md": options.page,
     "reference/json.md": report.page,
     "reference/causes.md": causes.page,

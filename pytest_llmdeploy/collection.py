@@ -14,7 +14,8 @@ from pytest_llmdeploy.checks import Expect, Requirement
 from pytest_llmdeploy.fixtures import PUBLIC, SESSION
 from pytest_llmdeploy.rows import EXPECT, REQUIREMENT
 from pytest_llmdeploy.session import SpecItems, phase_of_names
-from pytest_llmdeploy.spec import SpecError, nearest
+from pytest_llmdeploy.spec import SpecError, Workload, nearest
+from pytest_llmdeploy.units import Percentile
 
 _PHASES = ("plan", "host", "live", "stopped")
 _FIXTURE_TYPE = type(pytest.fixture(lambda: None))
@@ -34,15 +35,17 @@ def required(_requirement: Requirement) -> Any:
 
 
 @pytest.fixture
-def workload(_requirement: Requirement) -> Any:
+def workload(_requirement: Requirement) -> Workload:
     """The workload of a check whose key has {workload}."""
-    return _requirement.placeholders["workload"]
+    found: Workload = _requirement.placeholders["workload"]
+    return found
 
 
 @pytest.fixture
-def percentile(_requirement: Requirement) -> Any:
+def percentile(_requirement: Requirement) -> Percentile:
     """The percentile of a check whose key has {percentile}."""
-    return _requirement.placeholders["percentile"]
+    found: Percentile = _requirement.placeholders["percentile"]
+    return found
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def expect(request: pytest.FixtureRequest, _requirement: Requirement) -> Expect:
     return made
 
 
-_PRIVATE = (_requirement, required, workload, percentile, expect)
+OF_THE_CHECK = (required, workload, percentile, expect)
 
 
 class SpecFile(pytest.Module):
@@ -163,7 +166,7 @@ def _module(path: Path, items: SpecItems) -> ModuleType:
     """
     module = ModuleType(path.stem)
     module.__file__ = str(path)
-    own = {fixture.__name__: fixture for fixture in (*PUBLIC, *_PRIVATE)}
+    own = {fixture.__name__: fixture for fixture in (*PUBLIC, _requirement, *OF_THE_CHECK)}
     for name, fixture, source in _fixtures(items.modules):
         if name in own:
             message = f"the fixture {name!r} in {source} would replace the built-in one: rename it"

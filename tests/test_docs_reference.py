@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from docs_hooks import checks, keys
+from docs_hooks import checks, fixtures, keys
 from docs_hooks.assets import foreign
 from docs_hooks.pages import PAGES
 from pytest_llmdeploy.checks import Registry
@@ -80,6 +80,32 @@ def test_when_a_check_applies_is_told() -> None:
     assert "| key | `require.memory.max_utilization`, when there is traffic |" in checks.page()
     for check in Registry():
         assert check.when is None or check.when.__doc__, check.name
+
+
+def test_every_fixture_is_told_with_its_type() -> None:
+    """But for the value of a key, whose type is the check's own."""
+    text = fixtures.page()
+    lines = text.partition("\n## ")[0].splitlines()
+    for name, _ in fixtures.offered():
+        (line,) = (line for line in lines if line.startswith(f"| `{name}` | "))
+        _, kind, about, *_ = line.removesuffix(" |").split(" | ")
+        assert about, name
+        assert bool(kind) is (name != "required"), name
+    assert "| `headroom` | `Mapping[str, Evidence]` | Bytes left" in text
+    assert "| `at(percentile)` | `Quantile` |" in text
+
+
+def test_what_the_docs_ask_fixtures_for_is_there() -> None:
+    """Each `plan.ranks` on the page of own checks is a member that the reference has."""
+    held = {one.__name__: one for one in fixtures.HELD}
+    text = (DOCS / "how-to" / "own-checks.md").read_text()
+    asked = re.findall(r"`(plan|host|server|traffic|stopped)(\[\S+\])?\.(\w+)", text)
+    assert len(asked) > 15
+    for name, key, member in asked:
+        one = held["WorkloadTraffic" if name == "traffic" and key else name.capitalize()]
+        told = {cells[0].partition("(")[0].strip("`") for cells in fixtures.answers(one)}
+        told |= {cells[0].strip("`") for cells in fixtures.columns(one)}
+        assert member in told, (name, member)
 
 
 def test_every_status_and_verdict_is_explained() -> None:
