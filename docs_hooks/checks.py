@@ -41,14 +41,15 @@ def _about(check: Check) -> str:
 
 
 def _check(check: Check) -> str:
+    # The first line is the head, as a table of Markdown has one.
+    head = ("row", check.item)
     rows = [
-        ("row", check.item),
         ("key", _key(check)),
         ("phase", phase_of(check)),
         ("reads", ", ".join(code(name) for name in reads(check))),
         ("if not", check.hint[:1].upper() + check.hint[1:]),
     ]
-    facts = table(("", ""), [row for row in rows if row[1]])
+    facts = table(head, [row for row in rows if row[1]])
     return f"### `{check.name}`\n\n{passes_when(check)}\n\n{facts}"
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+# In code, MkDocs takes a bar for itself, and shows whatever stands before it.
+_BAR = re.compile(r"(`[^`]*`)|\|")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -17,4 +21,4 @@ def code(text: object) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return _BAR.sub(lambda found: found[1] or r"\|", " ".join(text.split()))
