@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="Write the report to PATH (.json or .md; repeatable).",
+        help="Write the report to PATH (.json, .md or .html; repeatable).",
     )
     group.addoption(
         "--deploy-baseline",
