@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,18 @@ from tests.specs import REPOSITORY
 PACKAGE = REPOSITORY / "pytest_llmdeploy"
 
 
-def run(*argv: str | Path, folder: Path = REPOSITORY) -> str:
+def run(
+    *argv: str | Path, folder: Path = REPOSITORY, environment: Mapping[str, str] | None = None
+) -> str:
     """What a command prints; it ends with 0."""
     done = subprocess.run(
-        list(map(str, argv)), cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        list(map(str, argv)),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -59,6 +69,31 @@ def test_the_sdist_can_be_tested(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}
     assert {"pytest_llmdeploy", "tests", "specs", "docs", "examples", "README.md"} <= tops
+
+
+def test_pipx_installs_both_commands(built: Path, tmp_path: Path) -> None:
+    """`llmdeploy`, and with --include-deps the `pytest` that runs the gate; from the index, for its
+    environment is its own.
+    """
+    pytest.importorskip("pipx")
+    (wheel,) = built.glob("*.whl")
+    bin_ = tmp_path / "bin"
+    places = {
+        "PIPX_HOME": tmp_path / "home",
+        "PIPX_BIN_DIR": bin_,
+        "PIPX_MAN_DIR": tmp_path / "man",
+    }
+    environment = {**os.environ, **{name: str(path) for name, path in places.items()}}
+    run(sys.executable, "-m", "pipx", "install", "--include-deps", wheel, environment=environment)
+    spec = REPOSITORY / "specs" / "llama3-70b-8xh100.yaml"
+    assert "feasible" in run(bin_ / "llmdeploy", "plan", spec)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    gate = run(
+        *(bin_ / "pytest", "--deploy-spec", spec, "--deploy-plan-only", "-qq"),
+        folder=tmp_path,
+        environment=clean,
+    )
+    assert "PLAN PASSES" in gate
 
 
 @pytest.mark.vllm
