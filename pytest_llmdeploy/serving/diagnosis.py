@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ _HARMLESS = re.compile(
     r"(?:\([^)]*\)\s*)*(?:(?:DEBUG|INFO|WARNING)\b|\[[IW]\d{4} )(?!.* unexpectedly\b)"
 )
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)*(?:(?:ERROR|INFO|WARNING) [\d:. -]+\[[^\]]*\]\s*)?")
+_FRAME = re.compile(r'(?P<before>.*?)  File "[^"]*", line \d+')
 _SWEPT = re.compile(rf"died unexpectedly \(exit code: -{signal.SIGTERM.value}\)")
 # What pydantic adds to a message.
 _INPUT = re.compile(r" \[type=\w+, input_value=.*")
@@ -98,7 +99,20 @@ def known_causes() -> Mapping[str, Cause]:
 def _lines(log: str) -> Sequence[str]:
     """The lines that may say why something failed."""
     lines = (_ANSI.sub("", line).rstrip() for line in log.splitlines())
-    return [line for line in lines if not _HARMLESS.match(line)]
+    return [line for line in _unquoted(lines) if not _HARMLESS.match(line)]
+
+
+def _unquoted(lines: Iterable[str]) -> Iterator[str]:
+    """Without the source that tracebacks quote: what an error says is written there as well."""
+    source = None
+    for line in lines:
+        if frame := _FRAME.match(line):
+            source = frame["before"] + 4 * " "
+        elif source is not None and line.startswith(source):
+            continue
+        else:
+            source = None
+        yield line
 
 
 def _roots(lines: Sequence[str]) -> Iterator[str]:

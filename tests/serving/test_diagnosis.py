@@ -81,6 +81,22 @@ def test_an_unknown_error_is_quoted() -> None:
     assert found.cause == "the server ended with exit code 2"
 
 
+@pytest.mark.parametrize("prefix", ["", "(EngineCore pid=7) ERROR 11-28 10:11:12 [core.py:710] "])
+def test_source_that_a_traceback_quotes_is_no_error(prefix: str) -> None:
+    """Newer Pythons quote all lines of a statement, and that of `-c`."""
+    quoted = "raise ValueError('No available memory for the cache blocks')"
+    log = [
+        "Traceback (most recent call last):",
+        '  File "core.py", line 1, in run',
+        f"    {quoted}",
+        "    ^^^^^^^^^",
+        "ValueError: No available memory for the cache blocks",
+    ]
+    found = diagnose("\n".join(prefix + line for line in log), 1)
+    assert found.line == "ValueError: No available memory for the cache blocks"
+    assert diagnose("\n".join(prefix + line for line in log[:4]), 1).name == ""
+
+
 def test_colours_are_no_part_of_a_line() -> None:
     """Where a log is coloured, its lines are found and shown without."""
     found = diagnose(f"\x1b[0;36m{ENGINE}ValueError: No available memory for the cache blocks", 1)
