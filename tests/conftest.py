@@ -41,6 +41,12 @@ def standin(running: Standin) -> Standin:
     return running
 
 
+@pytest.fixture
+def url(standin: Standin) -> str:
+    """Where it is."""
+    return standin.url
+
+
 @pytest.fixture(scope="session")
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fake NVML, compiled."""

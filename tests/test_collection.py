@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from tests.gate_runs import PLAN_ROWS, QUICK, REQUIRE, own_checks, report, run, statuses
 from tests.specs import STEADY, write_spec
 from tests.standin import Standin
-
-
-@pytest.fixture(scope="module")
-def standin() -> Iterator[Standin]:
-    """A server that speaks as vLLM does."""
-    with Standin(model="tiny-llama", max_model_len=512, tensor_parallel=2) as running:
-        yield running
-
-
-@pytest.fixture
-def url(standin: Standin) -> str:
-    standin.reset()
-    return standin.url
-
 
 # Which files are collected
 

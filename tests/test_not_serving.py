@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from pytest_llmdeploy.serving import readiness, start
@@ -11,19 +9,6 @@ from tests.gate_runs import report, statuses
 from tests.serving.processes import fake_vllm, python
 from tests.specs import write_spec
 from tests.standin import Standin
-
-
-@pytest.fixture(scope="module")
-def standin() -> Iterator[Standin]:
-    """A server that speaks as vLLM does."""
-    with Standin(model="tiny-llama", max_model_len=512, tensor_parallel=2) as running:
-        yield running
-
-
-@pytest.fixture
-def url(standin: Standin) -> str:
-    standin.reset()
-    return standin.url
 
 
 def test_a_server_that_is_not_there(pytester: pytest.Pytester) -> None:

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.gate_runs import QUICK, own_checks, report, run
 from tests.specs import write_spec
-from tests.standin import Standin
-
-
-@pytest.fixture(scope="module")
-def standin() -> Iterator[Standin]:
-    """A server that speaks as vLLM does."""
-    with Standin(model="tiny-llama", max_model_len=512, tensor_parallel=2) as running:
-        yield running
-
-
-@pytest.fixture
-def url(standin: Standin) -> str:
-    standin.reset()
-    return standin.url
 
 
 def test_a_plan_that_fails_says_what_would_mend_it(pytester: pytest.Pytester) -> None:

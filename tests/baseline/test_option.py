@@ -104,9 +104,8 @@ def test_a_slower_server_is_said_to_be_and_fails(pytester: pytest.Pytester) -> N
     require = {**STEADY["require"], "regression": {"ttft": {"p50": "100%"}}}
     steady = {**STEADY, "min_duration": "3s", "require": require}
     write_spec(pytester.path / "s.yaml", workloads=[steady])
-    knobs = {"model": "tiny-llama", "max_model_len": 512, "tensor_parallel": 2}
     # A busy machine makes requests alike, and those count for less: these differ by themselves.
-    with Standin(**knobs, ttft_ms=100, ttft_slow=((0.3, 60), (0.4, 80))) as standin:
+    with Standin(ttft_ms=100, ttft_slow=((0.3, 60), (0.4, 80))) as standin:
         args = ("--deploy-spec", "s.yaml", "--deploy-url", standin.url)
         _, first = report(pytester, *args)
         (pytester.path / "out.json").rename(pytester.path / "old.json")
@@ -127,7 +126,7 @@ def test_a_slower_server_is_said_to_be_and_fails(pytester: pytest.Pytester) -> N
     assert min(medians) > 1
 
 
-def test_a_baseline_of_another_workload_is_no_baseline(pytester: pytest.Pytester) -> None:
+def test_a_baseline_of_another_workload_is_no_baseline(pytester: pytest.Pytester, url: str) -> None:
     require = {"regression": {"e2el": {"p50": "10%"}}}
     steady = {**STEADY, "require": require, "max_duration": "3s"}
     write_spec(pytester.path / "s.yaml", workloads=[steady])
@@ -135,10 +134,8 @@ def test_a_baseline_of_another_workload_is_no_baseline(pytester: pytest.Pytester
     earlier = {"name": "s", "verdict": "READY", "traffic": {"steady": sent}}
     document = {"schema_version": 1, "specs": [earlier]}
     (pytester.path / "old.json").write_text(json.dumps(document))
-    knobs = {"model": "tiny-llama", "max_model_len": 512, "tensor_parallel": 2}
-    with Standin(**knobs) as standin:
-        args = ("--deploy-spec", "s.yaml", "--deploy-url", standin.url)
-        _, entry = report(pytester, *args, "--deploy-baseline", "old.json")
+    args = ("--deploy-spec", "s.yaml", "--deploy-url", url, "--deploy-baseline", "old.json")
+    _, entry = report(pytester, *args)
     row = row_of(entry, "e2el_regression")
     assert row["status"] == "ERROR"
     assert row["result"].startswith("the baseline was another workload: ")

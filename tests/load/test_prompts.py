@@ -277,10 +277,10 @@ def test_a_chat_has_the_options_of_its_endpoint() -> None:
 
 
 def test_making_a_prompt_costs_the_client_next_to_nothing() -> None:
-    """1,024 tokens take well under a millisecond."""
+    """1,024 tokens take less than a millisecond."""
     prompts, seconds = source(vocab=128_256, input_tokens=1024), []
     for index in range(300):
         started = time.perf_counter()
         prompts.at(index)
         seconds.append(time.perf_counter() - started)
-    assert median(seconds) < 0.0005
+    assert median(seconds) < 0.001

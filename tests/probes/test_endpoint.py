@@ -60,9 +60,9 @@ def test_a_good_server(standin: Standin) -> None:
 
 def test_a_completion(standin: Standin) -> None:
     """The time to the first token is that of the stream, not of the headers or of the end."""
-    standin.configure(ttft_ms=150, tpot_ms=500)
+    standin.configure(ttft_ms=150, tpot_ms=700)
     done = complete(standin.url, timeout=10)
-    assert 0.14 <= done.first_token_seconds < 1.6
+    assert 0.14 <= done.first_token_seconds < 2.2
     assert done.fingerprint.startswith("vllm-0.32.0-tp2-")
     (request,) = standin.requests()
     assert (request["body"]["max_tokens"], request["body"]["prompt"]) == (4, [1, 2, 3])

@@ -359,9 +359,10 @@ def test_a_call_that_hangs(machine: FakeNvml, monkeypatch: pytest.MonkeyPatch) -
         assert all(device.read(name).value is not None for name in Field)
     assert {link.value for link in host.nvlink.values()} == {1}
     # As long as it hangs, it is not asked again, and nobody waits.
+    monkeypatch.setattr(patience, "SECONDS", 50)
     began = time.monotonic()
     assert reason(read_gpus()[3].used) == "error"
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 10
     machine.write(H100)
     patience._hanging["GPU 3"].join()
     assert read_gpus()[3].used.value == 4 * MIB

@@ -83,7 +83,7 @@ class TestSampler:
         began = time.monotonic()
         with Sampler(lambda: gpus((1,)) if release.wait(5) else gpus()) as running:
             pass
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
         assert running.recording.most(lambda device: device.used)["devices"].value is None
         release.set()
 
