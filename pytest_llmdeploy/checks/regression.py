@@ -116,5 +116,7 @@ def _latency(
     try:
         earlier = latencies(baseline, workload)[metric]
     except NotComparableError as why:
-        return Judgement(status=Status.ERROR, requirement=f"≤ +{required}", result=str(why))
+        return Judgement(
+            status=Status.ERROR, requirement=f"≤ baseline +{required}", result=str(why)
+        )
     return regression(now, earlier, required)

@@ -183,18 +183,12 @@ def _decides_percentiles(spec: Spec, workload: Workload) -> Judgement:
     window = workload.max_duration.seconds - workload.warmup.seconds
     most = _most_requests(spec)
     offered = min(max(0, int(rate * window)), most)
-    limits = workload.require.latency.values()
-    shares = [(float(p.fraction), str(p)) for by_percentile in limits for p in by_percentile]
-    if wanted := workload.require.goodput:
-        shares.append((float(wanted.share), "goodput"))
-    if not shares:
+    rules = dict(_rules(spec, workload))
+    if not rules:
         result = f"{offered:,} in {workload.max_duration}"
         evidence = {"source": _SOURCE}
         return judged(True, "no percentile to decide", result, evidence=evidence)
-    share, hardest = max(shares)
-    alpha = round(1 - spec.confidence, 9)
-    rule = Rule(share, alpha, alpha, burst=float(workload.burst))
-    needed = rule.requests_to_pass()
+    needed, hardest = max((rule.requests_to_pass(), name) for name, rule in rules.items())
     shortest = show((needed / rate + workload.warmup.seconds) * 1000, "ms")
     return judged(
         offered >= needed,
@@ -210,6 +204,21 @@ def _decides_percentiles(spec: Spec, workload: Workload) -> Judgement:
         if needed <= most
         else f"set attach.max_requests to {needed:,} or more",
     )
+
+
+def _rules(spec: Spec, workload: Workload) -> Iterator[tuple[str, Rule]]:
+    """How each share of the requests is decided, by what it is called."""
+    alpha, burst = round(1 - spec.confidence, 9), float(workload.burst)
+    for limits in workload.require.latency.values():
+        for percentile in limits:
+            yield str(percentile), Rule(percentile.fraction, alpha, alpha, burst)
+    if wanted := workload.require.goodput:
+        yield "goodput", Rule(float(wanted.share), alpha, alpha, burst)
+    for tolerances in workload.require.regression.limits.values():
+        for percentile in tolerances:
+            # The other half of the error is the baseline's.
+            half = Rule(percentile.fraction, alpha / 2, alpha / 2, burst)
+            yield f"{percentile} regression", half
 
 
 def _most_requests(spec: Spec) -> int:

@@ -94,7 +94,7 @@ def regression(now: Quantile, earlier: Sequence[float], tolerance: float) -> Jud
     tolerated = Tolerated.of(earlier, now.rule, tolerance)
     now = replace(now, rule=tolerated.rule)
     within, beyond = now.at_most(tolerated.within), now.at_most(tolerated.beyond)
-    requirement = f"≤ {change(1 + tolerance)} of the baseline"
+    requirement = f"≤ baseline {change(1 + tolerance)}"
     low, high = tolerated.was
     if beyond.status is Status.FAIL:
         good, decisive, edge = False, beyond, high
@@ -109,7 +109,7 @@ def regression(now: Quantile, earlier: Sequence[float], tolerance: float) -> Jud
     return judged(
         good,
         requirement,
-        f"{_said(good, moved, bound)}: {show(was, 'ms')} → {show(is_, 'ms')}",
+        _moved(good, moved, bound) + f"{show(was, 'ms')} → {show(is_, 'ms')}",
         measured=None if moved is None else moved - 1,
         bound=None if bound is None else bound - 1,
         limit=tolerance,
@@ -123,11 +123,11 @@ def regression(now: Quantile, earlier: Sequence[float], tolerance: float) -> Jud
     )
 
 
-def _said(good: bool | None, moved: float | None, bound: float | None) -> str:
-    """By how much it has moved, as far as that is known."""
+def _moved(good: bool | None, moved: float | None, bound: float | None) -> str:
+    """By how much it has moved; empty where a run failed, and there is no such figure."""
     if good is not None and bound is not None:
-        return f"{'≤' if good else '≥'} {change(bound)}"
-    return "requests failed" if moved is None else f"about {change(moved)}"
+        return f"{'≤' if good else '≥'} {change(bound)}: "
+    return "" if moved is None else f"about {change(moved)}: "
 
 
 def _ratio(now: float, was: float) -> float | None:

@@ -14,6 +14,7 @@ from pytest_llmdeploy.evidence import Judgement, Status
 from pytest_llmdeploy.plan import Plan, plan, requirements
 from pytest_llmdeploy.spec import Spec
 from pytest_llmdeploy.units import Bytes, Fraction
+from pytest_llmdeploy.verdict import Rule
 from tests.plan.deployments import LLAMA_70B, made, tiny, with_config
 from tests.specs import TINY
 
@@ -284,6 +285,14 @@ class TestDecidable:
         both = self.decide({"ttft": {"p99": "1s"}, "tpot": {"p50": "1s"}}, "10s")
         assert alone.limit == both.limit
         assert (self.decide({"tpot": {"p50": "1s"}}, "10s").limit or 0) < (both.limit or 0)
+
+    def test_a_regression_takes_more_than_a_limit(self) -> None:
+        """Half of its error is the baseline's."""
+        limit = self.decide({"e2el": {"p99": "1s"}}, "10s")
+        both = self.decide({"regression": {"e2el": {"p99": "10%", "p50": "5%"}}}, "10s")
+        assert both.limit == Rule(0.99, alpha=0.025, beta=0.025).requests_to_pass()
+        assert both.requirement.endswith(" requests for p99 regression")
+        assert (both.limit or 0) > (limit.limit or 0)
 
     def test_more_confidence_takes_more(self) -> None:
         """To be wrong less often takes more requests."""
