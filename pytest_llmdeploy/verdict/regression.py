@@ -142,8 +142,12 @@ def _what_it_takes(now: Quantile, tolerated: Tolerated, earlier: Sequence[float]
         rule = _of_earlier(tolerated.rule)
         effect = rule.effect(len(earlier), design_effect(earlier, rule.levels))
         return f"the baseline's {told(len(earlier), effect)} do not tell what it was: {_LONGER}"
-    decision = now.decide(tolerated.within)
-    if decision.answer is False:
-        between = f"{show(low, 'ms')} to {show(high, 'ms')}"
-        return f"the baseline tells no more than that it was {between}: {_LONGER}"
-    return what_it_takes(decision, now.remedy)
+    decision, other = now.decide(tolerated.within), now.decide(tolerated.beyond)
+    if decision.answer is None:
+        return what_it_takes(decision, now.remedy)
+    between = f"the baseline tells no more than that it was {show(low, 'ms')} to {show(high, 'ms')}"
+    if other.answer is None:
+        sent = told(other.n, other.design_effect)
+        beyond = f"{sent} do not tell whether it is beyond that and the tolerance"
+        return f"{between}, and {beyond}: {now.remedy}"
+    return f"{between}: {_LONGER}"

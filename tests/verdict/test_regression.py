@@ -88,6 +88,14 @@ def test_a_coarse_baseline_is_what_is_to_be_mended() -> None:
     assert found.hint.startswith("the baseline tells no more than that it was ")
 
 
+def test_a_run_that_is_worse_than_may_be_but_not_surely_is_said_to_be_short() -> None:
+    """It is beyond the lower end, and not yet known to be beyond the upper one."""
+    found = regression(Quantile(latencies(300, 1.12, seed=2), RULE), latencies(400), 0.1)
+    assert found.status is Status.INCONCLUSIVE
+    assert "do not tell whether it is beyond that and the tolerance" in found.hint
+    assert found.hint.endswith(": raise max_duration or the rate")
+
+
 def test_failed_requests_fail() -> None:
     found = regression(Quantile([math.inf] * 200, RULE), latencies(400), 0.1)
     assert found.status is Status.FAIL
