@@ -21,7 +21,7 @@ from tests.checks.scenes import STEADY, Scene, failed, gpus, nvlinks, sample
 from tests.checks.sharing import COPIES, EVEN, QWEN, SIX, STARVED, engines
 from tests.checks.test_devices import DEVICES
 from tests.checks.test_dry_run import ASKED
-from tests.checks.test_regression import REGRESSIONS
+from tests.checks.test_regression import REGRESSIONS, UNCOMPARED
 from tests.checks.test_remote_code import DISCLOSED
 from tests.test_elsewhere import ELSEWHERE
 
@@ -210,7 +210,7 @@ UNKNOWN: list[tuple[str, Scene, Status, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "scene", "status", "result"), UNKNOWN)
+@pytest.mark.parametrize(("name", "scene", "status", "result"), [*UNKNOWN, *UNCOMPARED])
 def test_what_is_not_known_is_not_green(
     name: str, scene: Scene, status: Status, result: str
 ) -> None:
